@@ -1,0 +1,109 @@
+"""Hardware profile: a device with a runtime, what that pair can run, and with which numerics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernels.device_identity import DeviceIdentity
+from kernels.errors import UnsupportedPrecision
+from kernels.precision import FP32, Precision
+from kernels.recipe import Recipe
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class KernelSupport:
+    """How one (op kind, precision) pair runs: `via` is the kernel's own compute format.
+
+    `native`: the arithmetic is done in the stored format. `via_int8`: fewer stored bits on an 8-bit kernel, so
+    8-bit latency. `emulated`: correct but not faster than 8 bit; offered for its bytes only.
+    """
+
+    kernel: str
+    via: str = "native"
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A dense peak rate and where the figure comes from; `unit` is `TOPS`, `TFLOPS` or `GB/s`."""
+
+    value: float
+    unit: str
+    source: str
+    quality: str
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """One device with one runtime, e.g. `cpu-local` (this CPU with ONNX Runtime).
+
+    `support` maps (op kind, precision name) to the kernel that runs it; an absent pair cannot run. Op kinds are
+    those of `kernels.op_shape`. `recipes` maps (op kind, precision name) to the numerics. `session_options` are the
+    runtime's config entries shipped with every artifact and used in every measurement: they are part of the
+    identity of a latency. `tie_rules` names groupings the runtime imposes (see `search.graph`).
+    """
+
+    slug: str
+    device: DeviceIdentity
+    runtime: str
+    runtime_version: str
+    support: Mapping[tuple[str, str], KernelSupport]
+    recipes: Mapping[tuple[str, str], Recipe]
+    session_options: Mapping[str, str] = field(default_factory=dict)
+    tie_rules: tuple[str, ...] = ()
+    peaks: Mapping[str, Peak] = field(default_factory=dict)
+    measurable_here: bool = False
+
+    def precisions(self, op_kind: str) -> list[Precision]:
+        """Quantized precisions this profile runs for an op kind, most bits first; full precision is not listed."""
+        found = [Precision(name) for kind, name in self.support if kind == op_kind and name != FP32.name]
+        return sorted(found, key=lambda p: (-p.weight_bits, -p.activation_bits, p.name))
+
+    def recipe(self, op_kind: str, precision: Precision) -> Recipe:
+        """The numerics of a pair; raises `UnsupportedPrecision` naming the profile and what it does run."""
+        try:
+            return self.recipes[op_kind, precision.name]
+        except KeyError:
+            offered = ", ".join(p.name for p in self.precisions(op_kind)) or "full precision only"
+            raise UnsupportedPrecision(
+                f"profile {self.slug!r} cannot run {op_kind} in {precision}", hint=f"it runs: {offered}"
+            ) from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "slug": self.slug,
+            "device": self.device.to_json(),
+            "runtime": self.runtime,
+            "runtime_version": self.runtime_version,
+            "support": [
+                {"op": kind, "precision": name, "kernel": s.kernel, "via": s.via}
+                for (kind, name), s in self.support.items()
+            ],
+            "recipes": [
+                {"op": kind, "precision": name, "recipe": recipe.to_json()}
+                for (kind, name), recipe in self.recipes.items()
+            ],
+            "session_options": dict(self.session_options),
+            "tie_rules": list(self.tie_rules),
+            "peaks": {name: vars(peak) for name, peak in self.peaks.items()},
+            "measurable_here": self.measurable_here,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> HardwareProfile:
+        return cls(
+            slug=data["slug"],
+            device=DeviceIdentity.from_json(data["device"]),
+            runtime=data["runtime"],
+            runtime_version=data["runtime_version"],
+            support={(s["op"], s["precision"]): KernelSupport(s["kernel"], s["via"]) for s in data["support"]},
+            recipes={(r["op"], r["precision"]): Recipe.from_json(r["recipe"]) for r in data["recipes"]},
+            session_options=data["session_options"],
+            tie_rules=tuple(data["tie_rules"]),
+            peaks={name: Peak(**peak) for name, peak in data["peaks"].items()},
+            measurable_here=data["measurable_here"],
+        )
