@@ -1,0 +1,104 @@
+"""Verdict: which of the built and measured assemblies is delivered, or why none is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from kernels.microbench import Timing
+from search.evaluation.quality import Quality
+from search.plan import PlannedAssembly, Source
+
+
+class VerdictKind(str, Enum):
+    """The three legal answers; all are successes of the study."""
+
+    CHOSEN = "chosen"
+    NO_GAIN = "no_gain"
+    INFEASIBLE = "infeasible"
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One plan built and run. `discarded` gives the reason when the runtime did not run what was exported.
+
+    `latency` is None where the device is not at hand; the predicted latency then decides and the verdict says so.
+    """
+
+    plan: PlannedAssembly
+    size_bytes: int
+    latency: Timing | None
+    select: Quality
+    discarded: str | None = None
+
+    @property
+    def latency_ms(self) -> float:
+        """Measured where it was measured, predicted otherwise."""
+        return self.latency.median_us / 1000 if self.latency is not None else self.plan.predicted["latency_ms"]
+
+    def cost(self, resource: str) -> float:
+        match resource:
+            case "latency_ms":
+                return self.latency_ms
+            case "size_bytes":
+                return float(self.size_bytes)
+            case _:
+                return self.plan.predicted[resource]
+
+    def meets(self, limits: Mapping[str, float]) -> bool:
+        return all(self.cost(resource) <= limit for resource, limit in limits.items())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one target: `chosen` is the name of the delivered plan, None when infeasible.
+
+    `sentence` says it in words; `runner_up` is the best uniform or full-precision assembly that meets the budgets.
+    """
+
+    kind: VerdictKind
+    chosen: str | None
+    runner_up: str | None
+    sentence: str
+
+
+def decide(evaluated: Sequence[Evaluated], limits: Mapping[str, float], unit: str) -> Verdict:
+    """Among assemblies that passed the audit and meet every limit as measured, the one that loses least on *select*.
+
+    Equal losses go to the faster one. A uniform or full-precision winner is `no_gain`: mixing bits did not pay.
+    """
+    meeting = [item for item in evaluated if item.discarded is None and item.meets(limits)]
+    if not meeting:
+        return Verdict(VerdictKind.INFEASIBLE, None, None, _why_nothing_meets(evaluated, limits))
+    best = min(meeting, key=_rank)
+    plain = [item for item in meeting if item.plan.source in (Source.UNIFORM, Source.FULL_PRECISION)]
+    runner_up = min(plain, key=_rank, default=None)
+    name = None if runner_up is None else runner_up.plan.name
+    loss = best.select.losses.mean()
+    if runner_up is best:
+        sentence = f"{best.plan.name} meets the budgets and loses {loss:.3g} {unit}; no mixed allocation loses less."
+        return Verdict(VerdictKind.NO_GAIN, best.plan.name, name, sentence)
+    sentence = f"{best.plan.name} meets the budgets and loses {loss:.3g} {unit}"
+    if runner_up is None:
+        sentence += "; no uniform assembly meets them."
+    else:
+        sentence += f"; the best uniform one that does, {name}, loses {runner_up.select.losses.mean():.3g}."
+    return Verdict(VerdictKind.CHOSEN, best.plan.name, name, sentence)
+
+
+def _rank(item: Evaluated) -> tuple[float, float]:
+    return float(item.select.losses.mean()), item.latency_ms
+
+
+def _why_nothing_meets(evaluated: Sequence[Evaluated], limits: Mapping[str, float]) -> str:
+    ran = [item for item in evaluated if item.discarded is None]
+    if not ran:
+        return "every assembly was discarded by the audit of executed ops; see the reasons beside each."
+    parts = []
+    for resource, limit in limits.items():
+        cheapest = min(ran, key=lambda item: item.cost(resource))
+        parts.append(
+            f"{resource}: {limit:.4g} asked, {cheapest.cost(resource):.4g} is the least ({cheapest.plan.name})"
+        )
+    return "no assembly that was built meets every budget; " + "; ".join(parts) + "."

@@ -1,0 +1,140 @@
+"""Study: what a user asks for, parsed and checked once; every stage reads it from the same JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernels.operating_point import OperatingPoint
+from kernels.precision import Precision
+from search.budget import Budget, parse_budget
+from search.errors import BadSubmission
+
+DEFAULT_METRICS = ("gauss_newton", "kl", "hessian_trace")
+TOLERANCES = ("loss", "accuracy_drop")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A promise instead of a budget: the fastest allocation whose `kind` stays below `limit`.
+
+    `loss` is in the loss's own unit; `accuracy_drop` is a fraction of samples (0.005 = half a point).
+    """
+
+    kind: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the model will run, how it is served there, and what it may cost: budgets or one tolerance."""
+
+    hardware: str
+    point: OperatingPoint
+    budgets: tuple[Budget, ...]
+    tolerance: Tolerance | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """Targets and options of one search; model and data lie beside it as files.
+
+    `metrics` are the sensitivities the allocation is solved from. `pins` fix layers to a precision. `precisions`, when
+    given, are the only ones offered. `losses` declares output kinds by output name where they are unclear.
+    `scan_samples` bounds the samples of the sensitivity scan.
+    """
+
+    targets: tuple[Target, ...]
+    seed: int = 0
+    metrics: tuple[str, ...] = DEFAULT_METRICS
+    pins: Mapping[str, str] = field(default_factory=dict)
+    precisions: tuple[str, ...] = ()
+    losses: Mapping[str, Any] = field(default_factory=dict)
+    scan_samples: int = 256
+    front_points: int = 24
+    solver: str = "cbc"
+
+
+def parse_study(data: Mapping[str, Any]) -> Study:
+    """A study from its JSON; raises `BadSubmission` (`bad_study`, `bad_budget`, `bad_operating_point`) with values."""
+    targets = data.get("targets")
+    if not isinstance(targets, list) or not targets:
+        raise BadSubmission(
+            f"targets = {targets!r}: a study needs at least one target",
+            hint='for example {"hardware": "cpu-local", "budgets": {"latency_ms": "0.6x"}}',
+            code="bad_study",
+        )
+    options = data.get("options") or {}
+    known = {"metrics", "pins", "precisions", "losses", "scan_samples", "front_points", "solver"}
+    if unknown := sorted(set(options) - known):
+        raise BadSubmission(
+            f"unknown options {unknown}", hint=f"options are {', '.join(sorted(known))}", code="bad_study"
+        )
+    pins = dict(options.get("pins", {}))
+    offered = tuple(options.get("precisions", ()))
+    for name in {*pins.values(), *offered}:
+        Precision(name)  # raises UnsupportedPrecision with the values
+    return Study(
+        targets=tuple(_parse_target(target) for target in targets),
+        seed=_whole_number("seed", data.get("seed", 0), least=0),
+        metrics=tuple(options.get("metrics", DEFAULT_METRICS)),
+        pins=pins,
+        precisions=offered,
+        losses=dict(options.get("losses", {})),
+        scan_samples=_whole_number("scan_samples", options.get("scan_samples", 256), least=8),
+        front_points=_whole_number("front_points", options.get("front_points", 24), least=2),
+        solver=options.get("solver", "cbc"),
+    )
+
+
+def _parse_target(data: Any) -> Target:
+    if not isinstance(data, Mapping) or not isinstance(data.get("hardware"), str):
+        raise BadSubmission(f"target {data!r} names no hardware", hint='add "hardware": "cpu-local"', code="bad_study")
+    budgets = data.get("budgets") or {}
+    tolerance = data.get("tolerance")
+    if bool(budgets) == bool(tolerance):
+        raise BadSubmission(
+            f"target {data['hardware']!r} needs either budgets or a tolerance, not {'both' if budgets else 'neither'}",
+            hint='"budgets": {"latency_ms": "0.6x"} or "tolerance": {"accuracy_drop": 0.005}',
+            code="bad_study",
+        )
+    return Target(
+        hardware=data["hardware"],
+        point=_parse_point(data.get("operating_point") or {}),
+        budgets=tuple(parse_budget(resource, value) for resource, value in budgets.items()),
+        tolerance=None if tolerance is None else _parse_tolerance(tolerance),
+    )
+
+
+def _parse_point(data: Mapping[str, Any]) -> OperatingPoint:
+    if unknown := sorted(set(data) - {"batch", "threads", "dims"}):
+        raise BadSubmission(
+            f"operating point has unknown fields {unknown}",
+            hint="it has batch, threads and dims",
+            code="bad_operating_point",
+        )
+    dims = data.get("dims") or {}
+    return OperatingPoint(
+        batch=_whole_number("batch", data.get("batch", 1), least=1),
+        threads=_whole_number("threads", data.get("threads", 1), least=1),
+        dims=tuple(sorted((str(name), _whole_number(name, value, least=1)) for name, value in dims.items())),
+    )
+
+
+def _parse_tolerance(data: Any) -> Tolerance:
+    if isinstance(data, Mapping) and len(data) == 1:
+        kind, limit = next(iter(data.items()))
+        if kind in TOLERANCES and isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit > 0:
+            return Tolerance(kind, float(limit))
+    raise BadSubmission(
+        f"{data!r} is not a tolerance",
+        hint='write {"accuracy_drop": 0.005} or {"loss": 0.01}',
+        code="bad_study",
+    )
+
+
+def _whole_number(name: str, value: Any, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise BadSubmission(f"{name} = {value!r} is not a whole number ≥ {least}", code="bad_operating_point")
+    return value
