@@ -8,6 +8,7 @@ from typing import Any
 
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import UnsupportedPrecision
+from kernels.op_shape import LinearShape, OpShape
 from kernels.precision import FP32, Precision
 from kernels.recipe import Recipe
 
@@ -71,6 +72,16 @@ class HardwareProfile:
             raise UnsupportedPrecision(
                 f"profile {self.slug!r} cannot run {op_kind} in {precision}", hint=f"it runs: {offered}"
             ) from None
+
+    def why_not(self, op: OpShape, precision: Precision) -> str | None:
+        """Why the pair cannot run on this profile, as a sentence; None when it can."""
+        if (op.kind, precision.name) not in self.support:
+            offered = ", ".join(p.name for p in self.precisions(op.kind)) or "full precision only"
+            return f"profile {self.slug!r} has no {op.kind} kernel for it; it runs {offered}"
+        group = precision.group_size
+        if group is not None and isinstance(op, LinearShape) and op.k % group:
+            return f"groups of {group} weights do not divide its {op.k} inputs"
+        return None
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,78 @@
+"""The registry: names to hardware profiles, profiles to the backend that runs them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kernels.backends.base import Backend
+from kernels.cpu import this_cpu
+from kernels.errors import BackendUnavailable, KernelsError
+from kernels.hardware_profile import SCHEMA_VERSION, HardwareProfile
+
+LOCAL_PROFILES = ("cpu-local",)
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names `load_profile` knows besides paths to profile files."""
+    return LOCAL_PROFILES
+
+
+def load_profile(name_or_path: str) -> HardwareProfile:
+    """The profile of a name, or of a JSON file that `python -m kernels profile` wrote.
+
+    Raises `KernelsError`: `hardware_unknown` for a name nobody knows, `bad_hardware_profile` for a file that is none.
+    """
+    if name_or_path == "cpu-local":
+        from kernels.backends.cpu_profiles import onnxruntime_profile
+
+        return onnxruntime_profile()
+    if name_or_path.endswith(".json"):
+        return read_profile(Path(name_or_path))
+    raise KernelsError(
+        f"there is no hardware profile {name_or_path!r}",
+        hint=f"known are {', '.join(profile_names())}, or the path of a profile's .json file",
+        code="hardware_unknown",
+    )
+
+
+def read_profile(path: Path) -> HardwareProfile:
+    """The profile a JSON file holds, with `measurable_here` decided anew for this machine."""
+    try:
+        data: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise KernelsError(
+            f"no hardware profile at {path}", hint=f"known names are {', '.join(profile_names())}",
+            code="hardware_unknown",
+        ) from None  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise _bad_profile(path, repr(error)) from error
+    try:
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise _bad_profile(path, f"schema version {data['schema_version']}, this program reads {SCHEMA_VERSION}")
+        profile = HardwareProfile.from_json(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _bad_profile(path, repr(error)) from error
+    return replace(profile, measurable_here=profile.device == this_cpu())
+
+
+def backend_for(profile: HardwareProfile) -> Backend:
+    """The backend of a profile's runtime; raises `BackendUnavailable` when it cannot run on this machine."""
+    if profile.runtime == "onnxruntime_cpu":
+        from kernels.backends.onnxruntime_cpu import OnnxRuntimeCpu
+
+        return OnnxRuntimeCpu(profile)
+    raise BackendUnavailable(
+        f"profile {profile.slug!r} needs runtime {profile.runtime!r}, which this program has no backend for",
+        hint="measure on the device with `python -m kernels measure` and bring the latency table",
+    )
+
+
+def _bad_profile(path: Path, reason: str) -> KernelsError:
+    return KernelsError(
+        f"{path} is not a hardware profile: {reason}",
+        hint="write one with `python -m kernels profile --hardware NAME --out FILE`",
+        code="bad_hardware_profile",
+    )
