@@ -1,0 +1,100 @@
+"""Why each layer got its bits, in words, from the numbers that decided."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
+
+UNITS = {"latency_us": "µs", "size_bytes": "bytes", "bops": "bit operations", "peak_memory_bytes": "bytes at peak"}
+
+
+def explain(problem: AllocationProblem, precisions: Mapping[str, str], costs: Mapping[str, float]) -> dict[str, str]:
+    """One sentence per group: what the next better precision would need and what the next cheaper one would lose.
+
+    `precisions` maps group names to the chosen precision, `costs` are the allocation's totals per resource.
+    """
+    chosen = {group.name: _choice(group, precisions[group.name]) for group in problem.groups}
+    pinned = {
+        group.name
+        for group in problem.groups
+        if group.name in problem.pins or any(layer in problem.pins for layer in group.layers)
+    }
+    edges: dict[str, list[Boundary]] = defaultdict(list)
+    for boundary in problem.boundaries:
+        edges[boundary.first].append(boundary)
+        if boundary.second is not None:
+            edges[boundary.second].append(boundary)
+    slack = {resource: limit - costs[resource] for resource, limit in problem.budgets.items()}
+    reasons = {}
+    for group in problem.groups:
+        if group.name in pinned:
+            reasons[group.name] = "pinned by the request"
+        elif len(group.choices) == 1:
+            reasons[group.name] = "the only precision this profile runs for it"
+        else:
+            reasons[group.name] = _explain_group(group, chosen, edges[group.name], slack)
+    return reasons
+
+
+def _explain_group(
+    group: Group, chosen: Mapping[str, Choice], edges: list[Boundary], slack: Mapping[str, float]
+) -> str:
+    current = chosen[group.name]
+    parts = []
+    if current.loss == 0:
+        parts.append("loses nothing here")
+    else:
+        parts.append(f"adds {current.loss:.2g} to the loss")
+    better = min((c for c in group.choices if c.loss < current.loss), key=lambda c: c.loss, default=None)
+    if better is not None:
+        parts.append(_explain_better(better, current, _cost_change(group, better, chosen, edges), slack))
+    saving = {c.precision: _cost_change(group, c, chosen, edges) for c in group.choices if c.loss > current.loss}
+    if saving:
+        name = min(saving, key=lambda precision: _choice(group, precision).loss)
+        lost = _choice(group, name).loss - current.loss
+        saved = [
+            f"{-change:.3g} {_unit(resource)}"
+            for resource, change in saving[name].items()
+            if change < 0 and resource in slack
+        ]
+        if saved:
+            parts.append(f"{name} would save {' and '.join(saved)} but lose {lost:.2g} more")
+        else:
+            parts.append(f"{name} would lose {lost:.2g} more and save nothing that is budgeted")
+    return "; ".join(parts)
+
+
+def _explain_better(better: Choice, current: Choice, change: Mapping[str, float], slack: Mapping[str, float]) -> str:
+    gain = current.loss - better.loss
+    over = [
+        f"{change[resource]:.3g} {_unit(resource)} where {max(left, 0):.3g} are left"
+        for resource, left in slack.items()
+        if change.get(resource, 0.0) > left
+    ]
+    if over:
+        return f"{better.precision} would lose {gain:.2g} less but costs {' and '.join(over)}"
+    return f"{better.precision} would lose {gain:.2g} less alone and fits; interactions or the gap outweigh it"
+
+
+def _cost_change(group: Group, other: Choice, chosen: Mapping[str, Choice], edges: list[Boundary]) -> dict[str, float]:
+    """Change of every resource's total when `group` takes `other` instead, boundary costs included."""
+    current = chosen[group.name]
+    change: dict[str, float] = defaultdict(float)
+    for resource in current.costs.keys() | other.costs.keys():
+        change[resource] += other.costs.get(resource, 0.0) - current.costs.get(resource, 0.0)
+    for edge in edges:
+        end = edge.second if edge.first == group.name else edge.first
+        domain = "float" if end is None else chosen[end].domain
+        if end != group.name:
+            change[edge.resource] += edge.cost * ((other.domain != domain) - (current.domain != domain))
+    return change
+
+
+def _choice(group: Group, precision: str) -> Choice:
+    return next(choice for choice in group.choices if choice.precision == precision)
+
+
+def _unit(resource: str) -> str:
+    return UNITS.get(resource.split("@")[0], resource)

@@ -1,0 +1,34 @@
+"""The words name the resource that binds, the layer's alternatives and pins."""
+
+from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
+from search.report.reasons import explain
+
+
+def group(name: str, loss: float, saved: float) -> Group:
+    return Group(
+        name,
+        (name,),
+        (
+            Choice("fp32", 0.0, {"size_bytes": 400.0, "latency_us": 10.0}, "float"),
+            Choice("w8a8", loss, {"size_bytes": 400.0 - saved, "latency_us": 4.0}, "int8"),
+        ),
+    )
+
+
+def test_better_precision_is_named_with_what_it_would_cost() -> None:
+    problem = AllocationProblem((group("a", 0.1, 300), group("b", 0.2, 300)), {"size_bytes": 500.0})
+    reasons = explain(problem, {"a": "w8a8", "b": "fp32"}, {"size_bytes": 500.0, "latency_us": 14.0})
+    assert "fp32 would lose 0.1 less but costs 300 bytes where 0 are left" in reasons["a"]
+    assert "w8a8 would save 300 bytes but lose 0.2 more" in reasons["b"]
+
+
+def test_boundary_costs_count_in_what_a_change_would_cost() -> None:
+    edge = Boundary("latency_us", "a", "b", 50.0)
+    problem = AllocationProblem((group("a", 0.1, 300), group("b", 0.2, 300)), {"latency_us": 10.0}, boundaries=(edge,))
+    reasons = explain(problem, {"a": "w8a8", "b": "w8a8"}, {"size_bytes": 200.0, "latency_us": 8.0})
+    assert "costs 56 µs where 2 are left" in reasons["a"]
+
+
+def test_pins_are_said() -> None:
+    problem = AllocationProblem((group("a", 0.1, 300),), {}, pins={"a": "w8a8"})
+    assert explain(problem, {"a": "w8a8"}, {"size_bytes": 100.0}) == {"a": "pinned by the request"}
