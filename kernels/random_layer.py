@@ -91,7 +91,7 @@ def random_layer(op: OpShape, precision: Precision, recipe: Recipe | None, seed:
         op=op,
         precision=precision,
         recipe=recipe,
-        input=_codes(rng, activation, input_shape) if static and activation else _float_input(rng, op, input_shape),
+        input=_codes(rng, activation, input_shape) if activation and static else _float_input(rng, op, input_shape),
         weight=weight,
         weight_scale=weight_scale,
         bias=bias,
@@ -129,6 +129,7 @@ def _codes(rng: np.random.Generator, numerics: Numerics, shape: tuple[int, ...])
 def _weight_scale(rng: np.random.Generator, numerics: Numerics, op: OpShape, channels: int) -> Array:
     shape: tuple[int, ...] = (channels,)
     if numerics.granularity is Granularity.GROUP:
-        assert isinstance(op, LinearShape) and numerics.group_size is not None
+        assert isinstance(op, LinearShape)
+        assert numerics.group_size is not None
         shape = (-(-op.k // numerics.group_size), op.n)
     return rng.uniform(0.5, 1.5, shape).astype(np.float32) / np.float32(8 * numerics.code_max)

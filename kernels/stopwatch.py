@@ -1,0 +1,86 @@
+"""Clocks and the statistics of repeated timings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+NANOSECONDS_PER_MICROSECOND = 1_000
+_CONFIDENCE = 0.95
+_RESAMPLES = 400
+_OWN_WORK_SHARE = 0.9
+_PROBE_NS = 5_000_000
+
+
+class Clock(Protocol):
+    """A source of time. `name` is recorded with every measurement."""
+
+    name: str
+
+    def now_ns(self) -> int: ...
+
+
+class ThreadCpuClock:
+    """CPU time of the calling thread: other processes cannot lengthen it, work on other threads is not in it."""
+
+    name = "thread_cpu"
+
+    def now_ns(self) -> int:
+        return time.thread_time_ns()
+
+
+class WallClock:
+    """Elapsed time: right for any number of threads, and disturbed by whatever else runs on the machine."""
+
+    name = "wall"
+
+    def now_ns(self) -> int:
+        return time.perf_counter_ns()
+
+
+def choose_clock(work: Callable[[], None], threads: int) -> Clock:
+    """The thread's CPU clock when one thread is asked for and `work` really runs in the caller; else the wall clock.
+
+    Whether it does is measured: over some milliseconds the calling thread must account for 90 % of the CPU
+    time of the whole process. A runtime that hands the work to a thread of its own fails that.
+    """
+    if threads != 1:
+        return WallClock()
+    work()
+    own, process = time.thread_time_ns(), time.process_time_ns()
+    while time.process_time_ns() - process < _PROBE_NS:
+        work()
+    used = time.process_time_ns() - process
+    return ThreadCpuClock() if time.thread_time_ns() - own >= _OWN_WORK_SHARE * used else WallClock()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The median of `samples` timings in microseconds, its 95 % bootstrap interval, and the 5th and 95th percentile."""
+
+    median_us: float
+    ci_low_us: float
+    ci_high_us: float
+    p05_us: float
+    p95_us: float
+    samples: int
+
+    @property
+    def half_width(self) -> float:
+        """Half the interval's width relative to the median."""
+        return (self.ci_high_us - self.ci_low_us) / 2 / self.median_us if self.median_us > 0 else 0.0
+
+
+def summarize(samples_us: Sequence[float], seed: int = 0) -> Timing:
+    """The timing of a non-empty series; the bootstrap (percentile method) is seeded, hence repeatable."""
+    values = np.asarray(samples_us, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    medians = np.median(values[rng.integers(0, len(values), (_RESAMPLES, len(values)))], axis=1)
+    tail = 50 * (1 - _CONFIDENCE)
+    low, high = np.percentile(medians, [tail, 100 - tail])
+    p05, p95 = np.percentile(values, [5, 95])
+    return Timing(float(np.median(values)), float(low), float(high), float(p05), float(p95), len(values))
