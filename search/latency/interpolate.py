@@ -1,0 +1,168 @@
+"""Rows for shapes that were not timed: interpolated between measured batch sizes, or estimated from peak rates.
+
+Neither is a measurement and both say so in their status; estimates are made only when asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from kernels.errors import NotMeasured
+from kernels.hardware_profile import HardwareProfile
+from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
+from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape, OpShape, parse_op_shape
+from kernels.precision import FP32, Precision
+from search.latency.rows import Pair
+
+BITS_PER_BYTE = 8
+_MICROSECONDS = 1e6
+_UNIT = {"TOPS": 1e12, "TFLOPS": 1e12, "GB/s": 1e9}
+INTERPOLATED_RUN, ESTIMATED_RUN = "interpolated", "estimated"
+
+
+def rows_of(op: OpShape) -> int:
+    """How many independent rows of work an op has: M of a product, batch of a convolution, tokens of a look-up."""
+    match op:
+        case LinearShape():
+            return op.m
+        case Conv2dShape():
+            return op.batch
+        case EmbeddingShape():
+            return op.tokens
+
+
+def with_rows(op: OpShape, rows: int) -> OpShape:
+    """The same op with another number of rows."""
+    match op:
+        case LinearShape():
+            return replace(op, m=rows)
+        case Conv2dShape():
+            return replace(op, batch=rows)
+        case EmbeddingShape():
+            return replace(op, tokens=rows)
+
+
+def interpolate_row(table: LatencyTable, op: OpShape, precision: Precision, threads: int) -> LatencyRow:
+    """The row of `op` on the line through its nearest measured neighbours below and above in log(rows), log(time).
+
+    The interval is the wider of the two neighbours'. Raises `NotMeasured` where a neighbour is missing on either
+    side: nothing is extrapolated.
+    """
+    wanted, shape = rows_of(op), with_rows(op, 1)
+    neighbours = {
+        rows_of(other): row
+        for row in table.latest()
+        if row.status is RowStatus.MEASURED and row.precision == precision.name and row.threads == threads
+        for other in [parse_op_shape(row.signature)]
+        if with_rows(other, 1) == shape
+    }
+    below = max((rows for rows in neighbours if rows <= wanted), default=None)
+    above = min((rows for rows in neighbours if rows >= wanted), default=None)
+    if below is None or above is None:
+        raise NotMeasured(
+            f"profile {table.profile!r} has {op.signature} in {precision} for {sorted(neighbours) or 'no'} rows "
+            f"of work, not on both sides of {wanted}",
+            hint="measure it, or measure the same op with fewer and with more rows",
+        )
+    low, high = neighbours[below], neighbours[above]
+    if below == above:
+        return low
+    part = math.log(wanted / below) / math.log(above / below)
+    median_us = math.exp((1 - part) * math.log(low.median_us) + part * math.log(high.median_us))
+
+    def widest(side: str) -> float:
+        ratios: list[float] = [getattr(row, side) / row.median_us for row in (low, high)]
+        return median_us * (min(ratios) if side in ("ci_low_us", "p05_us") else max(ratios))
+
+    return LatencyRow(
+        signature=op.signature,
+        precision=precision.name,
+        threads=threads,
+        median_us=median_us,
+        ci_low_us=widest("ci_low_us"),
+        ci_high_us=widest("ci_high_us"),
+        p05_us=widest("p05_us"),
+        p95_us=widest("p95_us"),
+        samples=0,
+        status=RowStatus.INTERPOLATED,
+        scope=low.scope,
+        executed_kernel=low.executed_kernel,
+        run=INTERPOLATED_RUN,
+    )
+
+
+def estimate_row(profile: HardwareProfile, op: OpShape, precision: Precision, threads: int) -> LatencyRow:
+    """Roofline time of a pair: the longer of its arithmetic at peak and its bytes at peak bandwidth; a lower bound.
+
+    Peaks are looked up in the profile as the arithmetic that runs (`int8`, `int4`, `fp32`, …) and `memory`. Raises
+    `NotMeasured` (`no_peak`) where the profile cites none.
+    """
+    arithmetic = _arithmetic(profile, op, precision)
+    missing = [name for name in (arithmetic, "memory") if name not in profile.peaks]
+    if missing:
+        raise NotMeasured(
+            f"profile {profile.slug!r} cites no peak rate for {' and '.join(missing)}",
+            hint="measure the op on the device, or give the profile a peak with its source",
+            code="no_peak",
+        )
+    activation_bits = precision.activation_bits if precision.quantizes_activations else FP32.activation_bits
+    moved = (
+        op.weight_count * precision.weight_bits + (op.input_elements + op.output_elements) * activation_bits
+    ) / BITS_PER_BYTE
+    peak, memory = profile.peaks[arithmetic], profile.peaks["memory"]
+    seconds = max(2 * op.macs / (peak.value * _UNIT[peak.unit]), moved / (memory.value * _UNIT[memory.unit]))
+    median_us = seconds * _MICROSECONDS
+    support = profile.support.get((op.kind, precision.name))
+    return LatencyRow(
+        signature=op.signature,
+        precision=precision.name,
+        threads=threads,
+        median_us=median_us,
+        ci_low_us=median_us,
+        ci_high_us=math.inf,
+        p05_us=median_us,
+        p95_us=math.inf,
+        samples=0,
+        status=RowStatus.ESTIMATED,
+        scope=RowScope.KERNEL,
+        executed_kernel=support.kernel if support else "",
+        run=ESTIMATED_RUN,
+    )
+
+
+def fill_missing(
+    table: LatencyTable, pairs: Iterable[Pair], threads: int, estimates_from: HardwareProfile | None = None
+) -> LatencyTable:
+    """The table with a row for every pair: interpolated where it can be, estimated only with `estimates_from`.
+
+    Raises `NotMeasured` for the first pair that neither way gives.
+    """
+    interpolated: list[LatencyRow] = []
+    estimated: list[LatencyRow] = []
+    for op, precision in pairs:
+        if table.has(op, precision, threads):
+            continue
+        try:
+            interpolated.append(interpolate_row(table, op, precision, threads))
+        except NotMeasured:
+            if estimates_from is None:
+                raise
+            estimated.append(estimate_row(estimates_from, op, precision, threads))
+    filled = table.extended(interpolated, INTERPOLATED_RUN, {"method": "log-log in rows of work"})
+    return filled.extended(estimated, ESTIMATED_RUN, {"method": "roofline of cited peaks"})
+
+
+def _arithmetic(profile: HardwareProfile, op: OpShape, precision: Precision) -> str:
+    if precision.is_float:
+        return precision.name
+    if not precision.quantizes_activations:
+        return FP32.name
+    support = profile.support.get((op.kind, precision.name))
+    bits = (
+        8
+        if support is not None and support.via == "via_int8"
+        else max(precision.weight_bits, precision.activation_bits)
+    )
+    return f"int{bits}"

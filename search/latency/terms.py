@@ -1,0 +1,127 @@
+"""Latency terms: what an assembly's time is a sum of, before any coefficient is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.errors import NotMeasured
+from kernels.hardware_profile import HardwareProfile
+from kernels.latency_table import LatencyTable
+from kernels.precision import FP32, Precision
+from search.graph import Graph, OperatingShapes
+from search.latency.boundary import Edge, crossing_elements, find_edges, leaves_codes, reads_codes
+from search.latency.rows import LayerRow, layer_latencies_us
+
+LayerPrecision = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class LatencyTerms:
+    """Table rows and edges of one model on one profile at one operating point.
+
+    `row_us` holds the table's median of every (layer, precision name) on offer, full precision included.
+    `kernel_class` says which scale a pair shares: its precision, or the 8-bit one when its kernel is the 8-bit
+    kernel. `reading` and `leaving` are the pairs that read, and leave, quantized activations.
+    """
+
+    row_us: Mapping[LayerPrecision, float]
+    kernel_class: Mapping[LayerPrecision, str]
+    reading: frozenset[LayerPrecision]
+    leaving: frozenset[LayerPrecision]
+    edges: tuple[Edge, ...]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer with rows, in graph order."""
+        return tuple(dict.fromkeys(layer for layer, _ in self.row_us))
+
+    def offered(self, layer: str) -> tuple[str, ...]:
+        """Precision names that have a row for the layer."""
+        return tuple(precision for name, precision in self.row_us if name == layer)
+
+    def class_sums_us(self, precisions: Mapping[str, str]) -> dict[str, float]:
+        """Table time per kernel class when layers take `precisions`; layers left out are in full precision.
+
+        Raises `NotMeasured` for a layer at a precision that has no row.
+        """
+        sums: dict[str, float] = {}
+        for layer in self.layers:
+            pair = (layer, precisions.get(layer, FP32.name))
+            if pair not in self.row_us:
+                raise NotMeasured(
+                    f"no latency of layer {layer!r} in {pair[1]}", hint=f"there are {', '.join(self.offered(layer))}"
+                )
+            kernel_class = self.kernel_class[pair]
+            sums[kernel_class] = sums.get(kernel_class, 0.0) + self.row_us[pair]
+        return sums
+
+    def converted_elements(self, precisions: Mapping[str, str]) -> float:
+        """Activation elements that cross between float and int8 under `precisions`."""
+        return crossing_elements(
+            self.edges,
+            reading={layer for layer, precision in precisions.items() if (layer, precision) in self.reading},
+            leaving={layer for layer, precision in precisions.items() if (layer, precision) in self.leaving},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": [
+                {
+                    "layer": layer,
+                    "precision": precision,
+                    "median_us": median_us,
+                    "kernel_class": self.kernel_class[layer, precision],
+                    "reads_codes": (layer, precision) in self.reading,
+                    "leaves_codes": (layer, precision) in self.leaving,
+                }
+                for (layer, precision), median_us in self.row_us.items()
+            ],
+            "edges": [vars(edge) for edge in self.edges],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LatencyTerms:
+        rows = {(row["layer"], row["precision"]): row for row in data["rows"]}
+        return cls(
+            row_us={pair: row["median_us"] for pair, row in rows.items()},
+            kernel_class={pair: row["kernel_class"] for pair, row in rows.items()},
+            reading=frozenset(pair for pair, row in rows.items() if row["reads_codes"]),
+            leaving=frozenset(pair for pair, row in rows.items() if row["leaves_codes"]),
+            edges=tuple(Edge(**edge) for edge in data["edges"]),
+        )
+
+
+def latency_terms(
+    graph: Graph,
+    shapes: OperatingShapes,
+    profile: HardwareProfile,
+    rows: Iterable[LayerRow],
+    table: LatencyTable,
+    threads: int,
+) -> LatencyTerms:
+    """The terms of a model from a table that holds all its `rows` (see `required_rows`); raises `NotMeasured`."""
+    rows = list(rows)
+    kinds = {layer: op.kind for layer, op, _ in rows}
+    recipes = {
+        (layer, precision.name): None if precision == FP32 else profile.recipe(kinds[layer], precision)
+        for layer, _, precision in rows
+    }
+    return LatencyTerms(
+        row_us=layer_latencies_us(rows, table, threads),
+        kernel_class={
+            (layer, precision.name): kernel_class(profile, kinds[layer], precision) for layer, _, precision in rows
+        },
+        reading=frozenset(pair for pair, recipe in recipes.items() if reads_codes(recipe)),
+        leaving=frozenset(pair for pair, recipe in recipes.items() if leaves_codes(recipe)),
+        edges=find_edges(graph, shapes, profile),
+    )
+
+
+def kernel_class(profile: HardwareProfile, op_kind: str, precision: Precision) -> str:
+    """The precision whose kernel really runs: `w4a8` run by the 8-bit kernel is of class `w8a8`."""
+    support = profile.support.get((op_kind, precision.name))
+    if support is not None and support.via == "via_int8" and precision.weight_bits < 8:
+        return f"w8a{precision.activation_bits}{'-dynamic' * precision.is_dynamic}"
+    return precision.name
