@@ -27,7 +27,7 @@ class Dataset:
     """Samples along axis 0 of every array; `inputs` has one array per graph input, in the graph's dtype.
 
     `labels` serve evaluation only. Samples with equal `groups` (patient, video, document) never part in a split.
-    With `fixed_batch` every chunk has exactly that many samples, because the model accepts nothing else.
+    With `fixed_batch` every chunk holds whole batches of that size, because the model accepts nothing else.
     """
 
     inputs: Mapping[str, Array]
@@ -50,14 +50,16 @@ class Dataset:
         )
 
     def chunks(self, size: int) -> list[Arrays]:
-        """Consecutive pieces of at most `size` samples; of exactly the fixed batch where there is one.
+        """Consecutive pieces of at most `size` samples; of whole fixed batches (at least one) where there is one.
 
         A tail shorter than the fixed batch is left out; `split_dataset` cuts splits so that there is none.
         """
-        step = self.fixed_batch or size
-        last = len(self) - len(self) % step if self.fixed_batch else len(self)
+        batch = self.fixed_batch or 1
+        step = max(size - size % batch, batch)
+        last = len(self) - len(self) % batch
         return [
-            {name: array[start : start + step] for name, array in self.inputs.items()} for start in range(0, last, step)
+            {name: array[start : min(start + step, last)] for name, array in self.inputs.items()}
+            for start in range(0, last, step)
         ]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Losses of a model: what each output means, read from the ops that make it, or a refusal that says how to declare it."""
+"""Losses of a model: what each output means, read from the ops that make it, or a refusal that says how to declare."""
 
 from __future__ import annotations
 

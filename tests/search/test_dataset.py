@@ -263,7 +263,9 @@ def test_fixed_batch_gives_whole_chunks_and_says_what_is_left_out() -> None:
     splits = split_dataset(numbered(400, fixed_batch=7), 0)
     for part in (splits.calibrate, splits.select, splits.report):
         chunks = part.chunks(100)
-        assert {len(chunk["x"]) for chunk in chunks} == {7}
+        assert {len(chunk["x"]) % 7 for chunk in chunks} == {0}
+        assert max(len(chunk["x"]) for chunk in chunks) == 98
+        assert {len(chunk["x"]) for chunk in part.chunks(3)} == {7}
         assert sum(len(chunk["x"]) for chunk in chunks) == len(part)
     assert any("left out" in note for note in splits.notes)
     with pytest.raises(BadSubmission) as caught:
