@@ -1,0 +1,1 @@
+"""Uniform integer quantizers: codes, scales, clipping rules and the bytes they take."""
