@@ -1,0 +1,31 @@
+"""The op table by family; importing this package fills `search.onnx_import.ops.table.OPS`."""
+
+from search.onnx_import.ops import (
+    activations,
+    arithmetic,
+    constant,
+    convolution,
+    indexing,
+    logic,
+    matrix,
+    normalization,
+    pooling,
+    reduction,
+    shaping,
+)
+from search.onnx_import.ops.table import OPS
+
+__all__ = [
+    "OPS",
+    "activations",
+    "arithmetic",
+    "constant",
+    "convolution",
+    "indexing",
+    "logic",
+    "matrix",
+    "normalization",
+    "pooling",
+    "reduction",
+    "shaping",
+]
