@@ -94,7 +94,8 @@ def interpolate_row(table: LatencyTable, op: OpShape, precision: Precision, thre
 
 
 def estimate_row(profile: HardwareProfile, op: OpShape, precision: Precision, threads: int) -> LatencyRow:
-    """Roofline time of a pair: the longer of its arithmetic at peak and its bytes at peak bandwidth; a lower bound.
+    """Roofline time of a pair: the longer of its arithmetic at peak and its bytes at peak bandwidth; a lower bound
+    without an interval (no samples).
 
     Peaks are looked up in the profile as the arithmetic that runs (`int8`, `int4`, `fp32`, …) and `memory`. Raises
     `NotMeasured` (`no_peak`) where the profile cites none.
@@ -121,9 +122,9 @@ def estimate_row(profile: HardwareProfile, op: OpShape, precision: Precision, th
         threads=threads,
         median_us=median_us,
         ci_low_us=median_us,
-        ci_high_us=math.inf,
+        ci_high_us=median_us,
         p05_us=median_us,
-        p95_us=math.inf,
+        p95_us=median_us,
         samples=0,
         status=RowStatus.ESTIMATED,
         scope=RowScope.KERNEL,

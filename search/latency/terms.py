@@ -15,6 +15,9 @@ from search.latency.boundary import Edge, crossing_elements, find_edges, leaves_
 from search.latency.rows import LayerRow, layer_latencies_us
 
 LayerPrecision = tuple[str, str]
+OWN_SCALE_SHARE = 0.05
+"""A kernel class that can never hold this share of full precision's table time gets no scale of its own: a few runs
+could not tell it from noise. It takes full precision's."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +107,17 @@ def latency_terms(
     """The terms of a model from a table that holds all its `rows` (see `required_rows`); raises `NotMeasured`."""
     rows = list(rows)
     kinds = {layer: op.kind for layer, op, _ in rows}
+    row_us = layer_latencies_us(rows, table, threads)
     recipes = {
         (layer, precision.name): None if precision == FP32 else profile.recipe(kinds[layer], precision)
         for layer, _, precision in rows
     }
     return LatencyTerms(
-        row_us=layer_latencies_us(rows, table, threads),
-        kernel_class={
-            (layer, precision.name): kernel_class(profile, kinds[layer], precision) for layer, _, precision in rows
-        },
+        row_us=row_us,
+        kernel_class=_without_minor_classes(
+            {(layer, precision.name): kernel_class(profile, kinds[layer], precision) for layer, _, precision in rows},
+            row_us,
+        ),
         reading=frozenset(pair for pair, recipe in recipes.items() if reads_codes(recipe)),
         leaving=frozenset(pair for pair, recipe in recipes.items() if leaves_codes(recipe)),
         edges=find_edges(graph, shapes, profile),
@@ -125,3 +130,16 @@ def kernel_class(profile: HardwareProfile, op_kind: str, precision: Precision) -
     if support is not None and support.via == "via_int8" and precision.weight_bits < 8:
         return f"w8a{precision.activation_bits}{'-dynamic' * precision.is_dynamic}"
     return precision.name
+
+
+def _without_minor_classes(
+    classes: Mapping[LayerPrecision, str], row_us: Mapping[LayerPrecision, float]
+) -> dict[LayerPrecision, str]:
+    """The classes, those of too little time replaced by full precision's; the time is in full precision's rows."""
+    float_us = {layer: us for (layer, precision), us in row_us.items() if precision == FP32.name}
+    layers: dict[str, set[str]] = {}
+    for (layer, _), name in classes.items():
+        layers.setdefault(name, set()).add(layer)
+    least = OWN_SCALE_SHARE * sum(float_us.values())
+    minor = {name for name, users in layers.items() if sum(float_us[layer] for layer in users) < least}
+    return {pair: FP32.name if name in minor else name for pair, name in classes.items()}

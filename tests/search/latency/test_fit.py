@@ -1,0 +1,195 @@
+"""The latency fit on made-up runs: coefficients come back, leave-one-out is exact, costs add up to predictions."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+from latency_graphs import cnn, profile
+
+from kernels.errors import NotMeasured
+from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
+from kernels.operating_point import OperatingPoint
+from search.errors import NotEnoughData
+from search.groups import LayerGroup, group_layers
+from search.latency.assemblies import calibration_assemblies
+from search.latency.boundary import find_edges
+from search.latency.costs import latency_costs
+from search.latency.fit import (
+    Coefficients,
+    EndToEndRun,
+    LatencyFit,
+    fit_latency,
+    leave_one_out_errors,
+    solve_coefficients,
+)
+from search.latency.rows import required_rows
+from search.latency.terms import LatencyTerms, latency_terms
+
+TRUE = Coefficients(40.0, {"fp32": 1.2, "w8a8": 1.6, "w8a8-dynamic": 1.1, "w4a16-g32": 1.4}, 2e-3)
+
+
+def made_up_terms(head_us: float = 140.0) -> LatencyTerms:
+    graph, shapes = cnn()
+    here = profile()
+    rows = required_rows(graph, shapes, here)
+    speed = {"fp32": 1.0, "w8a8": 0.3, "w4a8": 0.3, "w8a8-dynamic": 0.4, "w4a16-g32": 0.7}
+    base = {"stem": 120.0, "inner": 210.0, "plain": 210.0, "down": 90.0, "side": 35.0, "head": head_us}
+    kinds = random.Random(3)
+    wobble = {(layer, p.name): 1 + 0.2 * kinds.random() for layer, _, p in rows}
+    wobble.update({("plain", p): wobble["inner", p] for p in speed if ("inner", p) in wobble})
+    table = LatencyTable(here.slug, here.device, here.runtime, here.runtime_version).extended(
+        [
+            LatencyRow(
+                op.signature, p.name, 1, base[layer] * speed[p.name] * wobble[layer, p.name], 0.0, 0.0, 0.0, 0.0, 30,
+                RowStatus.MEASURED, RowScope.DEPLOYABLE, "", "run",
+            )
+            for layer, op, p in rows
+        ],
+        "run",
+        {},
+    )  # fmt: skip
+    return latency_terms(graph, shapes, here, rows, table, 1)
+
+
+def made_up_runs(terms: LatencyTerms, count: int, noise: float = 0.0) -> list[EndToEndRun]:
+    graph, _ = cnn()
+    generator = random.Random(7)
+    runs = []
+    for assembly in calibration_assemblies(group_layers(graph), terms, count=count, seed=1):
+        exact = TRUE.predict_us(terms, assembly.precisions)
+        measured = exact * (1 + noise * generator.gauss(0, 1))
+        runs.append(EndToEndRun(assembly.name, assembly.precisions, measured, measured, measured))
+    return runs
+
+
+def fitted(terms: LatencyTerms, runs: list[EndToEndRun]) -> LatencyFit:
+    return fit_latency(terms, runs, profile="cpu-local", point=OperatingPoint(batch=2), model="0" * 64)
+
+
+def test_known_coefficients_come_back() -> None:
+    terms = made_up_terms()
+    found = solve_coefficients(terms, made_up_runs(terms, 16), free_intercept=True)
+    assert found.intercept_us == pytest.approx(TRUE.intercept_us, rel=1e-6)
+    assert found.us_per_element == pytest.approx(TRUE.us_per_element, rel=1e-6)
+    assert dict(found.scales) == pytest.approx(dict(TRUE.scales), rel=1e-5)
+
+
+def test_noise_stays_noise() -> None:
+    terms = made_up_terms()
+    fit = fitted(terms, made_up_runs(terms, 16, noise=0.01))
+    assert 0 < fit.loo_mape < 0.03
+    for run in made_up_runs(terms, 24):
+        if fit.is_inside(run.precisions):
+            assert fit.predict(run.precisions) == pytest.approx(run.median_us, rel=0.03)
+
+
+def test_leave_one_out_is_what_it_says() -> None:
+    terms = made_up_terms()
+    runs = made_up_runs(terms, 16, noise=0.02)
+    errors = leave_one_out_errors(terms, runs)
+    assert len(errors) == len(runs)
+    without = solve_coefficients(terms, runs[:5] + runs[6:], free_intercept=True)
+    assert errors[5] == pytest.approx(without.predict_us(terms, runs[5].precisions) / runs[5].median_us - 1, rel=1e-9)
+    fit = fitted(terms, runs)
+    assert fit.loo_mape == pytest.approx(np.mean(np.abs(errors)))
+    assert fit.loo_max == pytest.approx(np.max(np.abs(errors)))
+
+
+def test_a_kernel_that_one_run_alone_used_cannot_be_left_out() -> None:
+    terms = made_up_terms()
+    runs = [r for r in made_up_runs(terms, 16, noise=0.01) if r.precisions.get("head") not in ("w4a16-g32",)]
+    lonely = {"head": "w4a16-g32"}
+    us = TRUE.predict_us(terms, lonely)
+    assert len(leave_one_out_errors(terms, [*runs, EndToEndRun("lonely", lonely, us, us, us)])) == len(runs)
+
+
+def test_outside_the_hull_nothing_negative_answers() -> None:
+    terms = made_up_terms()
+    narrow = [
+        run for run in made_up_runs(terms, 40, noise=0.02) if "inner" in run.precisions and "plain" in run.precisions
+    ]
+    fit = fitted(terms, narrow)
+    outside: dict[str, str] = {}
+    assert not fit.is_inside(outside)
+    assert fit.predict(outside) == fit.exterior.predict_us(terms, outside)
+    assert fit.exterior.intercept_us >= 0
+    for run in narrow:
+        assert fit.is_inside(run.precisions)
+        assert fit.predict(run.precisions) == fit.interior.predict_us(terms, run.precisions)
+
+
+def test_costs_add_up_to_the_prediction() -> None:
+    terms = made_up_terms()
+    graph, _ = cnn()
+    fit = fitted(terms, made_up_runs(terms, 16, noise=0.01))
+    groups = group_layers(graph, extra_ties=[("down", "side")])
+    costs = latency_costs(fit, groups)
+    group_of = {layer: group.name for group in groups for layer in group.layers}
+    generator = random.Random(0)
+    for _ in range(50):
+        taken = {
+            group.name: generator.choice([p for name, p in costs.choices if name == group.name]) for group in groups
+        }
+        total = costs.constant_us + sum(costs.choices[name, p] for name, p in taken.items())
+        domain = {name: costs.domains[name, p] for name, p in taken.items()}
+        for edge in costs.boundaries:
+            other = "float" if edge.second is None else domain[edge.second]
+            total += edge.cost_us * (domain[edge.first] != other)
+        precisions = {layer: taken[name] for layer, name in group_of.items() if taken[name] != "fp32"}
+        assert total == pytest.approx(fit.interior.predict_us(terms, precisions), rel=1e-9)
+
+
+def test_a_layer_outside_every_group_is_part_of_the_constant() -> None:
+    terms = made_up_terms()
+    graph, _ = cnn()
+    fit = fitted(terms, made_up_runs(terms, 16))
+    groups = [group for group in group_layers(graph) if group.name != "stem"]
+    missing = fit.interior.scale("fp32") * terms.row_us["stem", "fp32"]
+    assert latency_costs(fit, groups).constant_us == pytest.approx(fit.interior.intercept_us + missing)
+
+
+def test_groups_offer_what_all_their_layers_do() -> None:
+    terms = made_up_terms()
+    fit = fitted(terms, made_up_runs(terms, 16))
+    costs = latency_costs(fit, [LayerGroup("side", ("side", "head"))])
+    assert {p for _, p in costs.choices} == {"fp32", "w8a8", "w4a8"}
+
+
+def test_json_round_trip_predicts_the_same() -> None:
+    terms = made_up_terms()
+    fit = fitted(terms, made_up_runs(terms, 14, noise=0.01))
+    again = LatencyFit.from_json(json.loads(json.dumps(fit.to_json())))
+    assert again.to_json() == fit.to_json()
+    for run in made_up_runs(terms, 20):
+        assert again.predict(run.precisions) == fit.predict(run.precisions)
+    with pytest.raises(NotMeasured, match="schema version 99") as error:
+        LatencyFit.from_json({**fit.to_json(), "schema_version": 99})
+    assert error.value.code == "bad_latency_fit"
+
+
+def test_too_few_runs_and_unknown_precisions_are_refused() -> None:
+    terms = made_up_terms()
+    with pytest.raises(NotEnoughData, match="4 end-to-end runs") as error:
+        fitted(terms, made_up_runs(terms, 4))
+    assert error.value.code == "too_few_runs"
+    fit = fitted(terms, [run for run in made_up_runs(terms, 16) if run.precisions.get("head") != "w8a8-dynamic"])
+    with pytest.raises(NotMeasured, match="w8a8-dynamic"):
+        fit.predict({"head": "w8a8-dynamic"})
+    with pytest.raises(NotMeasured, match="'stem' in w2a2"):
+        fit.predict({"stem": "w2a2"})
+
+
+def test_four_bits_on_the_eight_bit_kernel_share_its_scale() -> None:
+    terms = made_up_terms()
+    assert terms.kernel_class["stem", "w4a8"] == "w8a8"
+    assert terms.kernel_class["head", "w4a16-g32"] == "w4a16-g32"
+    assert set(find_edges(*cnn(), profile())) == set(terms.edges)
+
+
+def test_a_kernel_for_next_to_nothing_gets_no_scale() -> None:
+    terms = made_up_terms(head_us=6.0)
+    assert {terms.kernel_class["head", name] for name in ("fp32", "w8a8-dynamic", "w4a16-g32")} == {"fp32"}
+    assert terms.kernel_class["head", "w8a8"] == "w8a8"
