@@ -1,0 +1,328 @@
+"""How one quantized layer is written in ONNX so that a runtime fuses it into its integer kernel.
+
+| layer, activations                | written as                                          | ONNX Runtime 1.32 runs |
+|-----------------------------------|-----------------------------------------------------|------------------------|
+| conv, static                      | DQ(x), DQ(int8 w per channel), DQ(int32 b) → Conv   | QLinearConv            |
+| the same with 4-bit weights       | … Cast(int4 w → int8) → DQ …                        | QLinearConv            |
+| Gemm, static                      | DQ(x), DQ(int8 w), DQ(int32 b) → Gemm               | QGemm                  |
+| MatMul (+ Add), static            | DQ(x), DQ(int8 w) → MatMul (→ Add float b)          | MatMulIntegerToFloat   |
+| linear, dynamic                   | DynamicQuantizeLinear → MatMulInteger → Cast → Mul  | DynamicQuantizeMatMul  |
+| linear, float, int4/int8 weights  | DQ(w as (K, N), blocked) → MatMul (→ Add)           | MatMulNBits            |
+| embedding                         | Gather(int8 rows), Gather(scale) → Cast → Mul       | the same               |
+
+Forms that look equivalent and are not (each one runs in float): int4 → DQ → Conv; a blocked DQ with two readers or
+its initializer shared; a Gemm with transposed blocked weights; a blocked MatMul without bias before a ReLU; a Gemm
+whose weight DQ has no zero point; a float bias on Conv or Gemm; scales of shape (1,) around a Clip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from kernels.recipe import Granularity, Recipe
+from search.artifact.graph_edit import GraphEdit
+from search.assembly import ActivationQuantizer, Candidate, QuantizedWeight
+from search.errors import BadSubmission
+from search.graph import Graph, Layer, LayerKind
+
+Array = np.ndarray[Any, Any]
+INT4_BITS = 4
+_LARGEST_BIAS_CODE = 1 << 30
+
+
+def reads_static(recipe: Recipe) -> bool:
+    """True when the graph itself must quantize what the layer reads, with a range fixed by calibration."""
+    return recipe.activation is not None and not recipe.activation.dynamic
+
+
+def emulates_inside(recipe: Recipe) -> bool:
+    """True when the kernel quantizes activations that the graph leaves in float."""
+    return recipe.activation is None and recipe.internal_activation is not None
+
+
+def write_layer(
+    edit: GraphEdit,
+    graph: Graph,
+    layer: Layer,
+    candidate: Candidate,
+    quantizer: ActivationQuantizer | None,
+    *,
+    simulate: bool,
+) -> None:
+    """Replace one layer's weight and bias in `edit`. `quantizer` is that of the tensor it reads (static recipes).
+
+    With `simulate`, what a kernel does to its activations by itself is written out too.
+    """
+    node = edit.submitted(graph.nodes[layer.node].outputs[0])
+    if layer.kind is LayerKind.EMBEDDING:
+        _write_embedding(edit, layer, candidate, node)
+    elif layer.kind is LayerKind.LINEAR and candidate.recipe.activation is None:
+        _write_weight_only(edit, layer, candidate, node, simulate=simulate)
+    elif layer.kind is LayerKind.LINEAR and not reads_static(candidate.recipe):
+        _write_dynamic(edit, layer, candidate, node)
+    else:
+        _write_static(edit, layer, candidate, node, quantizer)
+    if layer.bias is not None and layer.bias.node != layer.node:
+        _replace_added_bias(edit, graph, layer, candidate)
+
+
+def _write_static(
+    edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto, quantizer: ActivationQuantizer | None
+) -> None:
+    weight, bias = candidate.weight, candidate.bias
+    own_bias = layer.bias is None or layer.bias.node == layer.node
+    integer_bias = bias is not None and own_bias and node.op_type != "MatMul" and quantizer is not None
+    if integer_bias:
+        assert bias is not None
+        assert quantizer is not None
+        weight = widen_dead_channels(weight, bias, quantizer.scale)
+    needs_zero_point = node.op_type == "Gemm"
+    node.input[layer.weight_position] = _dequantized(edit, layer, weight, zero_point=needs_zero_point)
+    if not own_bias:
+        return
+    if node.op_type == "MatMul":
+        if bias is not None:
+            _append_bias(edit, layer, node, bias)
+        return
+    if bias is None:
+        if len(node.input) > 2:
+            del node.input[2:]
+        return
+    name = (
+        _bias_dq(edit, layer, weight, bias, quantizer.scale)
+        if integer_bias and quantizer
+        else _float_bias(edit, layer, bias)
+    )
+    if len(node.input) > 2:
+        node.input[2] = name
+    else:
+        node.input.append(name)
+
+
+def widen_dead_channels(weight: QuantizedWeight, bias: Array, input_scale: float) -> QuantizedWeight:
+    """`weight` with larger scales where a channel is so small that its bias would overflow int32.
+
+    An integer bias has scale `input_scale * weight scale`; a (nearly) all-zero channel would need a code beyond
+    2^30. Its weights are far below the bias, so re-rounding them to a larger scale changes nothing visible.
+    """
+    scale = np.broadcast_to(weight.scale, bias.shape).astype(np.float64)
+    smallest = np.abs(bias.astype(np.float64)) / (float(input_scale) * _LARGEST_BIAS_CODE)
+    if np.all(scale >= smallest):
+        return weight
+    wider = np.maximum(scale, smallest * (1 + 1e-6)).astype(np.float32)
+    shape = [1] * weight.codes.ndim
+    shape[weight.channel_axis] = -1
+    ratio = (scale / wider).reshape(shape)
+    zero = 0 if weight.zero_point is None else np.broadcast_to(weight.zero_point, bias.shape).reshape(shape)
+    codes = np.rint((weight.codes.astype(np.float64) - zero) * ratio) + zero
+    zero_point = None if weight.zero_point is None else np.broadcast_to(weight.zero_point, bias.shape).copy()
+    return QuantizedWeight(
+        codes.astype(np.int8), wider, zero_point, weight.channel_axis, weight.bits, weight.group_size
+    )
+
+
+def _bias_dq(edit: GraphEdit, layer: Layer, weight: QuantizedWeight, bias: Array, input_scale: float) -> str:
+    scale = np.broadcast_to(np.float32(input_scale) * weight.scale.astype(np.float32), bias.shape).astype(np.float32)
+    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+    prefix = f"{layer.name}.bias"
+    output = edit.fresh(f"{prefix}.dequantized")
+    codes_name = edit.constant(f"{prefix}.int32", codes)
+    edit.add("DequantizeLinear", [codes_name, edit.constant(f"{prefix}.scale", scale)], [output], axis=0)
+    return output
+
+
+def _float_bias(edit: GraphEdit, layer: Layer, bias: Array) -> str:
+    return edit.constant(f"{layer.name}.bias.float", bias.astype(np.float32))
+
+
+def _append_bias(edit: GraphEdit, layer: Layer, node: onnx.NodeProto, bias: Array) -> None:
+    """Put an Add behind a node that has none; the sum takes over the node's output name."""
+    output = node.output[0]
+    raw = edit.fresh(f"{output}.nobias")
+    edit.rename_output(node, output, raw)
+    edit.add("Add", [raw, _float_bias(edit, layer, bias)], [output])
+
+
+def _replace_added_bias(edit: GraphEdit, graph: Graph, layer: Layer, candidate: Candidate) -> None:
+    assert layer.bias is not None
+    add = edit.submitted(graph.nodes[layer.bias.node].outputs[0])
+    bias = candidate.bias
+    if bias is None:
+        bias = np.zeros(layer.weight_shape[layer.channel_axis], dtype=np.float32)
+    add.input[layer.bias.position] = _float_bias(edit, layer, bias)
+
+
+def _codes(edit: GraphEdit, layer: Layer, weight: QuantizedWeight) -> str:
+    """The tensor name of the int8 codes: an initializer, or a Cast of a 4-bit one (half the bytes, same kernel)."""
+    if weight.bits > INT4_BITS:
+        return edit.constant(f"{layer.weight}.int8", weight.codes)
+    packed = edit.constant(f"{layer.weight}.int4", weight.codes, int4=True)
+    return edit.once("Cast", packed, [f"{layer.weight}.int8"], to=TensorProto.INT8)[0]
+
+
+def _dequantized(edit: GraphEdit, layer: Layer, weight: QuantizedWeight, *, zero_point: bool) -> str:
+    """The float tensor that a node reads instead of its weight: DQ of int8 codes, per channel or per tensor."""
+    if weight.group_size is not None:
+        raise BadSubmission(
+            f"layer {layer.name!r} has grouped weights and quantized activations",
+            hint="no runtime runs that pair; use per-channel weights or float activations",
+            code="pattern_unsupported",
+        )
+    inputs = [_codes(edit, layer, weight), edit.constant(f"{layer.weight}.scale", weight.scale)]
+    if weight.zero_point is not None:
+        inputs.append(edit.constant(f"{layer.weight}.zero_point", weight.zero_point))
+    elif zero_point:
+        inputs.append(edit.constant(f"{layer.weight}.zero_point", np.zeros(weight.scale.shape, dtype=np.int8)))
+    output = edit.fresh(f"{layer.name}.dequantized")
+    axis = {"axis": weight.channel_axis} if weight.scale.ndim else {}
+    edit.add("DequantizeLinear", inputs, [output], **axis)
+    return output
+
+
+def _as_matmul(layer: Layer, node: onnx.NodeProto, weight: QuantizedWeight) -> tuple[Array, Array, Array | None]:
+    """Codes, scales and zero points of a linear layer as a MatMul reads them: (K, N), whatever the node's form was."""
+    codes, scale, zero_point = weight.codes, weight.scale, weight.zero_point
+    if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
+        codes = np.ascontiguousarray(codes.T)
+        if scale.ndim == 2:
+            scale = np.ascontiguousarray(scale.T)
+            zero_point = None if zero_point is None else np.ascontiguousarray(zero_point.T)
+    return codes, np.asarray(scale, dtype=np.float32), zero_point
+
+
+def _to_matmul(edit: GraphEdit, layer: Layer, node: onnx.NodeProto, weight: str, bias: Array | None) -> None:
+    """Make `node` (MatMul or Gemm) read `weight` as a MatMul, with the Gemm's own bias as an Add behind it."""
+    source = node.input[0]
+    del node.input[:]
+    node.input.extend([source, weight])
+    node.op_type = "MatMul"
+    del node.attribute[:]
+    if bias is not None and (layer.bias is None or layer.bias.node == layer.node):
+        _append_bias(edit, layer, node, bias)
+
+
+def _write_weight_only(
+    edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto, *, simulate: bool
+) -> None:
+    weight = candidate.weight
+    codes, scale, zero_point = _as_matmul(layer, node, weight)
+    int4 = weight.bits <= INT4_BITS
+    suffix = "int4" if int4 else "int8"
+    inputs = [
+        edit.constant(f"{layer.weight}.{suffix}", codes, int4=int4, share=False),
+        edit.constant(f"{layer.weight}.scale", scale, share=False),
+    ]
+    if zero_point is not None:
+        inputs.append(edit.constant(f"{layer.weight}.zero_point", zero_point, int4=int4, share=False))
+    output = edit.fresh(f"{layer.name}.dequantized")
+    if weight.group_size is not None:
+        edit.add("DequantizeLinear", inputs, [output], axis=0, block_size=weight.group_size)
+    else:
+        edit.add("DequantizeLinear", inputs, [output], **({"axis": 1} if scale.ndim else {}))
+    bias = candidate.bias
+    if bias is None and any(reader.op_type in ("Relu", "Clip") for reader, _ in edit.readers(node.output[0])):
+        # ONNX Runtime 1.32 does not fuse MatMul → Relu to MatMulNBits; with an Add between them it does.
+        bias = np.zeros(codes.shape[1], dtype=np.float32)
+    _to_matmul(edit, layer, node, output, bias)
+    inside = candidate.recipe.internal_activation
+    if simulate and inside is not None:
+        if inside.granularity is not Granularity.ROW or not inside.symmetric:
+            raise BadSubmission(
+                f"layer {layer.name!r} asks for internal activations that are not symmetric rows",
+                hint="only the row-wise form of MatMulNBits is known",
+                code="pattern_unsupported",
+            )
+        group = weight.group_size or codes.shape[0]
+        node.input[0] = _rows_quantized_inside(edit, layer, node.input[0], codes.shape[0], group, inside.code_max)
+
+
+def _rows_quantized_inside(edit: GraphEdit, layer: Layer, source: str, width: int, group: int, code_max: int) -> str:
+    """`source` as MatMulNBits at accuracy level 4 reads it: int8 per row and weight block, scale = max|x| / 127."""
+    prefix = f"{layer.name}.rows"
+
+    def step(op_type: str, inputs: list[str], suffix: str, **attributes: Any) -> str:
+        output = edit.fresh(f"{prefix}.{suffix}")
+        edit.add(op_type, inputs, [output], **attributes)
+        return output
+
+    def whole(suffix: str, *values: int) -> str:
+        return edit.constant(f"{prefix}.{suffix}", np.asarray(values, dtype=np.int64))
+
+    shape = step("Shape", [source], "shape")
+    leading = step("Slice", [shape, whole("zero", 0), whole("last", -1)], "leading")
+    short = -width % group
+    padded = source
+    if short:
+        short_shape = step("Concat", [leading, whole("short", short)], "short_shape", axis=0)
+        zeros = step("Expand", [edit.constant(f"{prefix}.0", np.zeros((), np.float32)), short_shape], "padding")
+        padded = step("Concat", [source, zeros], "padded", axis=-1)
+    blocks_shape = step("Concat", [leading, whole("blocks", -1, group)], "blocks_shape", axis=0)
+    blocks = step("Reshape", [padded, blocks_shape], "blocked")
+    axis = whole("axis", -1)
+    largest = step("ReduceMax", [step("Abs", [blocks], "abs"), axis], "largest", keepdims=1)
+    limit = edit.constant(f"{prefix}.code_max", np.asarray(code_max, np.float32))
+    scale = step("Div", [largest, limit], "scale")
+    one = edit.constant(f"{prefix}.1", np.ones((), np.float32))
+    is_zero = step("Equal", [largest, edit.constant(f"{prefix}.0", np.zeros((), np.float32))], "is_zero")
+    codes = step("Round", [step("Div", [blocks, step("Where", [is_zero, one, scale], "divisor")], "ratio")], "codes")
+    values = step("Mul", [codes, scale], "values")
+    flat_shape = step("Concat", [leading, whole("flat", width + short)], "flat_shape", axis=0)
+    flat = step("Reshape", [values, flat_shape], "flat_values")
+    if not short:
+        return flat
+    return step("Slice", [flat, whole("zero", 0), whole("width", width), axis], "cut")
+
+
+def _write_dynamic(edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto) -> None:
+    codes, scale, zero_point = _as_matmul(layer, node, candidate.weight)
+    source, output = node.input[0], node.output[0]
+    quantized, input_scale, input_zero = _dynamic_quantize(edit, source)
+    weight = QuantizedWeight(codes, scale, zero_point, 1, candidate.weight.bits)
+    inputs = [quantized, _codes(edit, layer, weight), input_zero]
+    if zero_point is not None:
+        inputs.append(edit.constant(f"{layer.weight}.zero_point", zero_point))
+    prefix = layer.name
+    integer, as_float, both = (edit.fresh(f"{prefix}.{part}") for part in ("int32", "float", "scale"))
+    edit.remove(node)
+    matmul = edit.add("MatMulInteger", inputs, [integer])
+    matmul.name = node.name or integer
+    edit.add("Cast", [integer], [as_float], to=TensorProto.FLOAT)
+    edit.add("Mul", [input_scale, edit.constant(f"{layer.weight}.scale", scale)], [both])
+    scaled = edit.add("Mul", [as_float, both], [output])
+    if candidate.bias is not None and (layer.bias is None or layer.bias.node == layer.node):
+        _append_bias(edit, layer, scaled, candidate.bias)
+
+
+def _dynamic_quantize(edit: GraphEdit, source: str) -> tuple[str, str, str]:
+    names = [f"{source}.dynamic.{part}" for part in ("q", "scale", "zero_point")]
+    codes, scale, zero = edit.once("DynamicQuantizeLinear", source, names)
+    return codes, scale, zero
+
+
+def _write_embedding(edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto) -> None:
+    weight = candidate.weight
+    output, indices = node.output[0], node.input[1]
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+    if axis != 0 or weight.group_size is not None or weight.zero_point is not None or weight.codes.ndim != 2:
+        raise BadSubmission(
+            f"embedding {layer.name!r} is not a symmetric table of rows gathered along axis 0",
+            hint="keep the layer in full precision",
+            code="pattern_unsupported",
+        )
+    rows, as_float = edit.fresh(f"{layer.name}.rows"), edit.fresh(f"{layer.name}.float")
+    node.input[0] = _codes(edit, layer, weight)
+    edit.rename_output(node, output, rows)
+    edit.add("Cast", [rows], [as_float], to=TensorProto.FLOAT)
+    scale = weight.scale
+    if scale.ndim == 1 and weight.channel_axis == 0:
+        scale_name = edit.fresh(f"{layer.name}.scale")
+        edit.add("Gather", [edit.constant(f"{layer.weight}.scale", scale[:, None]), indices], [scale_name])
+    else:
+        scale_name = edit.constant(f"{layer.weight}.scale", scale)
+    scaled = edit.add("Mul", [as_float, scale_name], [output])
+    if candidate.bias is not None:
+        _append_bias(edit, layer, scaled, candidate.bias)
