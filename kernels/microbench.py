@@ -1,185 +1,250 @@
-"""Microbenchmark: medians of interleaved arms, and the latency rows made from them.
-
-The protocol. Every arm is warmed up; a sample is a run of calls long enough for the clock. Arms take turns
-(A B C A B C), so that a slow minute hurts all of them alike. Every round also times a fixed piece of work, the
-anchor; a block of rounds whose anchor is off by more than the drift limit is dropped and taken again. Sampling
-stops when the median of every arm is known to the asked width, or when its time is up.
-"""
+"""Microbenchmark: the missing rows of a latency table, measured by the protocol of `kernels.interleaving`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from statistics import median
+import platform
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
 
-import numpy as np
+from kernels import cpu
+from kernels.backends.base import Backend, KernelFallback, Runnable
+from kernels.errors import BackendUnavailable, BadTable, KernelsError, UnsupportedPrecision
+from kernels.hardware_profile import HardwareProfile
+from kernels.interleaving import DEFAULT, Interleaved, Progress, Protocol, interleave, measure_interleaved
+from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
+from kernels.op_shape import OpShape
+from kernels.precision import Precision
+from kernels.roofline import roofline_us
+from kernels.stopwatch import Timing
 
-from kernels.stopwatch import NANOSECONDS_PER_MICROSECOND, Clock, Timing, choose_clock, summarize
+__all__ = [
+    "DEFAULT",
+    "Measured",
+    "Protocol",
+    "Refused",
+    "Timing",
+    "empty_table",
+    "interleave",
+    "measure_interleaved",
+    "measure_missing",
+    "measure_rows",
+]
 
-Progress = Callable[[int, int], None]
-ANCHOR = "anchor"
-_OVERTIME = 3.0
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How long and how often to time. Times are on the measuring clock, so CPU time for one thread.
-
-    `sample_us` is the least length of a sample (short ops are called several times in it). Sampling of an arm ends
-    when its interval's half width is at most `half_width` of the median, or after `arm_seconds`, never before
-    `min_samples`. `drift_limit` is the relative anchor change that drops a block of `block_rounds` rounds.
-    """
-
-    warmup_calls: int = 3
-    warmup_us: float = 25_000.0
-    sample_us: float = 500.0
-    min_samples: int = 30
-    max_samples: int = 300
-    half_width: float = 0.01
-    arm_seconds: float = 1.0
-    block_rounds: int = 5
-    drift_limit: float = 0.03
-    seed: int = 0
-
-
-DEFAULT = Protocol()
-
-
-@dataclass(frozen=True)
-class Interleaved:
-    """The timings of all arms and the circumstances: clock, anchor median, its largest drift, blocks dropped.
-
-    `steady` is False when so many blocks drifted that they had to be used after all.
-    """
-
-    timings: dict[str, Timing]
-    clock: str
-    anchor_us: float
-    anchor_drift: float
-    blocks: int
-    dropped_blocks: int
-    steady: bool
+Pair = tuple[OpShape, Precision]
+_ARMS_AT_ONCE = 12
+_BYTES_AT_ONCE = 256_000_000
 
 
 @dataclass(frozen=True)
-class _Block:
-    anchor_us: float
-    samples_us: Mapping[str, Sequence[float]]
+class Refused:
+    """A pair without a row, and why: not runnable here, or another kernel ran than its precision promises."""
+
+    signature: str
+    precision: str
+    code: str
+    reason: str
 
 
-def measure_interleaved(
-    arms: Mapping[str, Callable[[], None]],
-    *,
+@dataclass(frozen=True)
+class Measured:
+    """The extended table and the pairs that got no row."""
+
+    table: LatencyTable
+    refused: tuple[Refused, ...]
+
+
+def empty_table(profile: HardwareProfile) -> LatencyTable:
+    """A latency table of a profile, with no rows yet."""
+    return LatencyTable(profile.slug, profile.device, profile.runtime, profile.runtime_version)
+
+
+def measure_rows(
+    backend: Backend,
+    profile: HardwareProfile,
+    pairs: Iterable[Pair],
     threads: int,
-    protocol: Protocol = DEFAULT,
+    table: LatencyTable,
     progress: Progress | None = None,
-    clock: Clock | None = None,
-    anchor: Callable[[], None] | None = None,
-) -> dict[str, Timing]:
-    """Microseconds per call of every arm; `progress(done, total)` counts samples of the slowest-known arm."""
-    return interleave(arms, threads=threads, protocol=protocol, progress=progress, clock=clock, anchor=anchor).timings
-
-
-def interleave(
-    arms: Mapping[str, Callable[[], None]],
     *,
+    protocol: Protocol | None = None,
+    checkpoint: Callable[[LatencyTable], None] | None = None,
+) -> LatencyTable:
+    """The table with the rows it lacked; pairs that cannot be measured stay absent (see `measure_missing`)."""
+    return measure_missing(
+        backend, profile, pairs, threads, table, progress, protocol=protocol, checkpoint=checkpoint
+    ).table
+
+
+def measure_missing(
+    backend: Backend,
+    profile: HardwareProfile,
+    pairs: Iterable[Pair],
     threads: int,
-    protocol: Protocol = DEFAULT,
+    table: LatencyTable,
     progress: Progress | None = None,
-    clock: Clock | None = None,
-    anchor: Callable[[], None] | None = None,
-) -> Interleaved:
-    """`measure_interleaved` with the circumstances of the measurement. An empty `arms` is a ValueError."""
-    if not arms:
-        raise ValueError("nothing to measure: no arms")
-    watch = clock or choose_clock(next(iter(arms.values())), threads)
-    work = {ANCHOR: anchor or anchor_work(), **{f"arm:{name}": run for name, run in arms.items()}}
-    calls = {name: _warm_up(run, watch, protocol) for name, run in work.items()}
-    blocks: list[_Block] = []
-    began_ns = watch.now_ns()
-    budget_ns = protocol.arm_seconds * len(arms) * 1e9
-    while True:
-        blocks.append(_run_block(work, calls, watch, protocol))
-        kept = _steady_blocks(blocks, protocol.drift_limit)
-        count = len(kept) * protocol.block_rounds
-        if progress is not None:
-            progress(min(count, protocol.min_samples), protocol.min_samples)
-        elapsed_ns = watch.now_ns() - began_ns
-        if elapsed_ns >= _OVERTIME * budget_ns and len(blocks) * protocol.block_rounds >= protocol.min_samples:
-            break
-        if count < protocol.min_samples:
-            continue
-        if elapsed_ns >= budget_ns or count >= protocol.max_samples:
-            break
-        if all(t.half_width <= protocol.half_width for t in _summaries(kept, arms, protocol).values()):
-            break
-    steady = len(kept) * protocol.block_rounds >= protocol.min_samples
-    anchors = [block.anchor_us for block in blocks]
-    centre = median(anchors)
-    return Interleaved(
-        timings=_summaries(kept if steady else blocks, arms, protocol),
-        clock=watch.name,
-        anchor_us=centre,
-        anchor_drift=max(abs(value / centre - 1) for value in anchors),
-        blocks=len(blocks),
-        dropped_blocks=len(blocks) - len(kept) if steady else 0,
-        steady=steady,
-    )
+    *,
+    protocol: Protocol | None = None,
+    checkpoint: Callable[[LatencyTable], None] | None = None,
+) -> Measured:
+    """Measure what the table lacks, all precisions of a shape interleaved.
 
-
-@lru_cache(maxsize=1)
-def anchor_work() -> Callable[[], None]:
-    """A fixed piece of single-threaded arithmetic in cache, about a tenth of a millisecond."""
-    values = np.random.default_rng(0).uniform(0.5, 2.0, 1 << 14)
-    out = np.empty_like(values)
-
-    def work() -> None:
-        np.sqrt(values, out=out)
-        np.multiply(out, values, out=out)
-        np.divide(out, values, out=out)
-
-    return work
-
-
-def _warm_up(run: Callable[[], None], clock: Clock, protocol: Protocol) -> int:
-    """Run until warm; returns how many calls make one sample long enough."""
-    began = clock.now_ns()
+    `progress(done, total)` counts pairs. `checkpoint` receives the table after every chunk, so that an interrupted
+    run loses little and resumes with the rest. Raises `BackendUnavailable` when this is not the profile's device,
+    `BadTable` (`table_mismatch`) when the table belongs to another, and `KernelsError` (`threads_unavailable`).
+    """
+    _check(profile, threads, table)
+    missing = [pair for pair in dict.fromkeys(pairs) if not table.has(*pair, threads)]
+    missing.sort(key=lambda pair: pair[0].signature)
+    protocol = protocol or backend.protocol or DEFAULT
+    run = f"run_{uuid.uuid4().hex[:12]}"
+    provenance = _provenance(backend, profile, threads, protocol)
+    refused: list[Refused] = []
     done = 0
-    while True:
-        run()
-        done += 1
-        elapsed_us = (clock.now_ns() - began) / NANOSECONDS_PER_MICROSECOND
-        if done >= protocol.warmup_calls and elapsed_us >= protocol.warmup_us:
-            break
-    began = clock.now_ns()
-    for _ in range(protocol.warmup_calls):
-        run()
-    call_us = (clock.now_ns() - began) / NANOSECONDS_PER_MICROSECOND / protocol.warmup_calls
-    return max(1, round(protocol.sample_us / max(call_us, 1e-3)))
+    for chunk in _chunks(missing):
+        rows, timed = _measure_chunk(backend, profile, chunk, threads, protocol, run, refused)
+        provenance["refused"] = [asdict(entry) for entry in refused]
+        if timed is not None:
+            _note(provenance, timed)
+        table = table.extended(rows, run, dict(provenance))
+        done += len(chunk)
+        if checkpoint is not None and rows:
+            checkpoint(table)
+        if progress is not None:
+            progress(done, len(missing))
+    return Measured(table, tuple(refused))
 
 
-def _run_block(
-    work: Mapping[str, Callable[[], None]], calls: Mapping[str, int], clock: Clock, protocol: Protocol
-) -> _Block:
-    samples: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(protocol.block_rounds):
-        for name, run in work.items():
-            repeat = range(calls[name])
-            began = clock.now_ns()
-            for _ in repeat:
-                run()
-            samples[name].append((clock.now_ns() - began) / NANOSECONDS_PER_MICROSECOND / len(repeat))
-    return _Block(median(samples.pop(ANCHOR)), {name.removeprefix("arm:"): taken for name, taken in samples.items()})
+def _measure_chunk(
+    backend: Backend,
+    profile: HardwareProfile,
+    chunk: Sequence[Pair],
+    threads: int,
+    protocol: Protocol,
+    run: str,
+    refused: list[Refused],
+) -> tuple[list[LatencyRow], Interleaved | None]:
+    built: dict[Pair, Runnable] = {}
+    for op, precision in chunk:
+        try:
+            built[op, precision] = backend.build(op, precision, threads, protocol.seed)
+        except (KernelFallback, UnsupportedPrecision) as error:
+            refused.append(Refused(op.signature, precision.name, error.code, error.message))
+    if not built:
+        return [], None
+    names = {f"{op.signature} {precision}": (op, precision) for op, precision in built}
+    timed = interleave(
+        {name: built[pair].run for name, pair in names.items()},
+        threads=threads,
+        protocol=protocol,
+        clock=backend.clock(threads),
+        anchor=backend.anchor,
+    )
+    rows: list[LatencyRow] = []
+    for name, (op, precision) in names.items():
+        timing = timed.timings[name]
+        least = roofline_us(op, precision, profile.device, threads)
+        if timing.median_us < least:
+            reason = f"{timing.median_us:.3g} us is faster than this device can be ({least:.3g} us)"
+            refused.append(Refused(op.signature, precision.name, "below_roofline", reason))
+            continue
+        rows.append(
+            LatencyRow(
+                signature=op.signature,
+                precision=precision.name,
+                threads=threads,
+                median_us=timing.median_us,
+                ci_low_us=timing.ci_low_us,
+                ci_high_us=timing.ci_high_us,
+                p05_us=timing.p05_us,
+                p95_us=timing.p95_us,
+                samples=timing.samples,
+                status=RowStatus.MEASURED,
+                scope=RowScope.DEPLOYABLE,
+                executed_kernel=built[op, precision].executed_kernel,
+                run=run,
+            )
+        )
+    for runnable in built.values():
+        runnable.close()
+    return rows, timed
 
 
-def _steady_blocks(blocks: Sequence[_Block], drift_limit: float) -> list[_Block]:
-    centre = median(block.anchor_us for block in blocks)
-    return [block for block in blocks if abs(block.anchor_us / centre - 1) <= drift_limit]
+def _check(profile: HardwareProfile, threads: int, table: LatencyTable) -> None:
+    if not profile.measurable_here:
+        raise BackendUnavailable(
+            f"profile {profile.slug!r} is {profile.device.name}, this machine is {cpu.this_cpu().name}",
+            hint="measure on that device with `python -m kernels measure` and bring the latency table",
+        )
+    if not 1 <= threads <= profile.device.cores:
+        raise KernelsError(
+            f"{threads} threads were asked, {profile.device.name} offers {profile.device.cores}",
+            hint="a latency with more threads than cores is the scheduler's, not the model's",
+            code="threads_unavailable",
+        )
+    ours = (profile.slug, profile.device, profile.runtime, profile.runtime_version)
+    theirs = (table.profile, table.device, table.runtime, table.runtime_version)
+    if ours != theirs:
+        differing = ", ".join(f"{a!r} is not {b!r}" for a, b in zip(theirs, ours, strict=True) if a != b)
+        raise BadTable(
+            f"the latency table belongs to another profile: {differing}",
+            hint="write rows of this device and runtime version to a table of their own",
+            code="table_mismatch",
+        )
 
 
-def _summaries(blocks: Sequence[_Block], arms: Mapping[str, object], protocol: Protocol) -> dict[str, Timing]:
+def _chunks(pairs: Sequence[Pair]) -> Iterable[list[Pair]]:
+    """Whole shapes together, few enough arms that each keeps its share of cache and memory."""
+    chunk: list[Pair] = []
+    for index, (op, precision) in enumerate(pairs):
+        new_shape = index > 0 and pairs[index - 1][0] != op
+        arms = 1 + sum(1 for other, _ in pairs[index:] if other == op)
+        bytes_held = sum(4 * member.weight_count for member, _ in chunk) + 4 * op.weight_count
+        if chunk and new_shape and (len(chunk) + arms > _ARMS_AT_ONCE + 1 or bytes_held > _BYTES_AT_ONCE):
+            yield chunk
+            chunk = []
+        chunk.append((op, precision))
+    if chunk:
+        yield chunk
+
+
+def _provenance(backend: Backend, profile: HardwareProfile, threads: int, protocol: Protocol) -> dict[str, Any]:
     return {
-        name: summarize([sample for block in blocks for sample in block.samples_us[name]], protocol.seed)
-        for name in arms
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "tool_version": _tool_version(),
+        "python": platform.python_version(),
+        "backend": backend.name,
+        "backend_version": backend.version,
+        "session_options": dict(profile.session_options),
+        "threads": threads,
+        "cache": "hot",
+        "protocol": asdict(protocol),
+        "load_average_before": cpu.load_average(),
+        "frequency_mhz_before": cpu.frequency_mhz(),
+        "anchor_drift": 0.0,
+        "blocks": 0,
+        "dropped_blocks": 0,
+        "steady": True,
     }
+
+
+def _note(provenance: dict[str, Any], timed: Interleaved) -> None:
+    """Fold the circumstances of one chunk into those of the run."""
+    provenance["clock"] = timed.clock
+    provenance["anchor_us"] = timed.anchor_us
+    provenance["anchor_drift"] = max(provenance["anchor_drift"], timed.anchor_drift)
+    provenance["blocks"] += timed.blocks
+    provenance["dropped_blocks"] += timed.dropped_blocks
+    provenance["steady"] = provenance["steady"] and timed.steady
+    provenance["load_average_after"] = cpu.load_average()
+    provenance["frequency_mhz_after"] = cpu.frequency_mhz()
+
+
+def _tool_version() -> str:
+    try:
+        return metadata.version("bitwright-server")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -19,7 +19,8 @@ INPUT, OUTPUT = "input", "output"
 class _Builder:
     """Nodes and initializers of one small graph; every method returns the name of the tensor it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantizes_input: bool = False) -> None:
+        self.quantizes_input = quantizes_input
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -37,7 +38,8 @@ class _Builder:
 
     def weight(self, layer: RandomLayer, axis: int) -> str:
         """The dequantized weight of a per-channel recipe; 4-bit codes are stored packed and widened by a Cast."""
-        assert layer.recipe is not None and layer.weight_scale is not None
+        assert layer.recipe is not None
+        assert layer.weight_scale is not None
         if layer.recipe.weight.bits == 4:
             codes = self.node("Cast", [self.int4("weight", layer.weight)], "weight_int8", to=TensorProto.INT8)
         else:
@@ -60,12 +62,17 @@ class _Builder:
         return [self.node("DequantizeLinear", names, "bias_float", axis=0)]
 
     def input_float(self, layer: RandomLayer) -> str:
+        """The dequantized input; behind a quantizer of its own where the model is fed floats."""
         scale = self.constant("input_scale", np.float32(layer.input_scale))
         zero = self.constant("input_zero_point", layer.input.dtype.type(layer.input_zero_point))
-        return self.node("DequantizeLinear", [INPUT, scale, zero], "input_float")
+        codes = INPUT
+        if self.quantizes_input:
+            codes = self.node("QuantizeLinear", [INPUT, scale, zero], "input_codes")
+        return self.node("DequantizeLinear", [codes, scale, zero], "input_float")
 
     def model(self, layer: RandomLayer, output_shape: tuple[int, ...], output_type: int) -> bytes:
-        element = helper.np_dtype_to_tensor_dtype(layer.input.dtype)
+        dtype = np.dtype(np.float32) if self.quantizes_input else layer.input.dtype
+        element = helper.np_dtype_to_tensor_dtype(dtype)
         graph = helper.make_graph(
             self.nodes,
             "op",
@@ -77,23 +84,32 @@ class _Builder:
         return bytes(model.SerializeToString())
 
 
-def op_model(layer: RandomLayer) -> bytes:
+def op_model(layer: RandomLayer, *, float_linear_input: bool = False) -> bytes:
     """The serialized one-op model of a layer: input `input`, output `output`.
 
-    Statically quantized ops read codes (the quantizer before them is another row's work); dynamic and weight-only
-    ones read float32.
+    Statically quantized ops read codes: the quantizer before them belongs to the boundary, not to the op. Dynamic and
+    weight-only ones read float32. `float_linear_input` puts the quantizer of a static linear op inside the model, for
+    runtimes that recognize an integer matrix product only by it (feed `op_feed` then).
     """
     match layer.op:
         case LinearShape():
-            return _linear(layer, layer.op)
+            return _linear(layer, layer.op, float_linear_input and layer.is_static)
         case Conv2dShape():
             return _conv(layer, layer.op)
         case EmbeddingShape():
             return _embedding(layer, layer.op)
 
 
-def _linear(layer: RandomLayer, op: LinearShape) -> bytes:
-    b = _Builder()
+def op_feed(layer: RandomLayer, *, float_linear_input: bool = False) -> dict[str, Array]:
+    """The input of `op_model`: the layer's own, or the float values its codes stand for."""
+    if not (float_linear_input and layer.is_static and isinstance(layer.op, LinearShape)):
+        return {INPUT: layer.input}
+    codes = layer.input.astype(np.float32) - np.float32(layer.input_zero_point)
+    return {INPUT: codes * np.float32(layer.input_scale)}
+
+
+def _linear(layer: RandomLayer, op: LinearShape, quantizes_input: bool) -> bytes:
+    b = _Builder(quantizes_input)
     shape = (op.m, op.n)
     bias = [] if layer.bias is None or layer.is_static else [b.constant("bias", layer.bias)]
     if layer.recipe is None:

@@ -12,7 +12,7 @@ from kernels.cpu import this_cpu
 from kernels.errors import BackendUnavailable, KernelsError
 from kernels.hardware_profile import SCHEMA_VERSION, HardwareProfile
 
-LOCAL_PROFILES = ("cpu-local",)
+LOCAL_PROFILES = ("cpu-local", "cpu-local-openvino", "fake")
 
 
 def profile_names() -> tuple[str, ...]:
@@ -29,6 +29,14 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         from kernels.backends.cpu_profiles import onnxruntime_profile
 
         return onnxruntime_profile()
+    if name_or_path == "cpu-local-openvino":
+        from kernels.backends.cpu_profiles import openvino_profile
+
+        return openvino_profile()
+    if name_or_path == "fake":
+        from kernels.backends.fake import fake_profile
+
+        return fake_profile()
     if name_or_path.endswith(".json"):
         return read_profile(Path(name_or_path))
     raise KernelsError(
@@ -55,7 +63,7 @@ def read_profile(path: Path) -> HardwareProfile:
         profile = HardwareProfile.from_json(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _bad_profile(path, repr(error)) from error
-    return replace(profile, measurable_here=profile.device == this_cpu())
+    return replace(profile, measurable_here=profile.runtime == "fake" or profile.device == this_cpu())
 
 
 def backend_for(profile: HardwareProfile) -> Backend:
@@ -64,6 +72,14 @@ def backend_for(profile: HardwareProfile) -> Backend:
         from kernels.backends.onnxruntime_cpu import OnnxRuntimeCpu
 
         return OnnxRuntimeCpu(profile)
+    if profile.runtime == "openvino":
+        from kernels.backends.openvino import OpenVino
+
+        return OpenVino(profile)
+    if profile.runtime == "fake":
+        from kernels.backends.fake import FakeBackend
+
+        return FakeBackend(profile)
     raise BackendUnavailable(
         f"profile {profile.slug!r} needs runtime {profile.runtime!r}, which this program has no backend for",
         hint="measure on the device with `python -m kernels measure` and bring the latency table",

@@ -8,7 +8,7 @@ computes (`load_model`). Every backend meets `kernels.reference` in one contract
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from kernels.precision import Precision
 if TYPE_CHECKING:
     import numpy as np
 
+    from kernels.interleaving import Protocol
     from kernels.random_layer import RandomLayer
     from kernels.stopwatch import Clock
 
@@ -44,7 +45,9 @@ class ExecutedOp:
 
     `inputs` and `outputs` are tensor names of the optimized graph. `weights` are those inputs that are constants
     (runtimes keep or derive their names from the submitted initializers, e.g. `fc.weight` or `fc.weight_T`).
-    `compute` is the arithmetic the runtime reports (`i8`, `f32`, ...), empty where it reports none.
+    `compute` is the arithmetic the runtime reports: `i8` (integer products), `f32`, `i4-weights` (4-bit weights
+    widened inside the kernel), ...; empty where it reports none. `origins` are the submitted nodes merged into this
+    one, as far as the runtime names them.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ExecutedOp:
     outputs: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     compute: str = ""
+    origins: tuple[str, ...] = ()
 
 
 class LoadedModel(ABC):
@@ -97,6 +101,8 @@ class Backend(ABC):
 
     name: str
     version: str
+    protocol: Protocol | None = None
+    """How rows of this backend must be timed; None for the default protocol."""
 
     @abstractmethod
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
@@ -114,6 +120,11 @@ class Backend(ABC):
 
     def clock(self, threads: int) -> Clock | None:
         """The clock that must time this backend; None lets `kernels.stopwatch` choose one."""
+        return None
+
+    @property
+    def anchor(self) -> Callable[[], None] | None:
+        """Fixed work on this backend's clock that shows drift; None for `kernels.interleaving.anchor_work`."""
         return None
 
     def check(self, op: OpShape, precision: Precision) -> None:

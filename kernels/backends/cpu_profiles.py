@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 
 from kernels import recipes
@@ -34,13 +35,48 @@ def onnxruntime_profile(device: DeviceIdentity | None = None) -> HardwareProfile
         ("embedding", "fp32"): (KernelSupport("Gather"), None),
         ("embedding", "w8a16"): (KernelSupport("Gather"), recipes.EMBEDDING_W8),
     }
+    return _profile("cpu-local", cpu, "onnxruntime_cpu", "onnxruntime", rows, SESSION_OPTIONS)
+
+
+def openvino_profile(device: DeviceIdentity | None = None) -> HardwareProfile:
+    """`cpu-local-openvino`: a CPU (this one unless given) with OpenVINO.
+
+    Without VNNI the 4-bit kernel keeps its activations in float; with it, rows are quantized to int8 per group.
+    """
+    from kernels.backends.openvino import SESSION_OPTIONS
+
+    cpu = device or this_cpu()
+    reduced = saturates_in_int8(cpu)
+    groups = recipes.LINEAR_W4_GROUPS_FLOAT if reduced else recipes.LINEAR_W4_GROUPS_INT8_INSIDE
+    rows: dict[Pair, tuple[KernelSupport, Recipe | None]] = {
+        ("conv2d", "fp32"): (KernelSupport("Convolution:f32"), None),
+        ("conv2d", "w8a8"): (KernelSupport("Convolution:i8"), recipes.conv_recipe(8, reduced_range=reduced)),
+        ("conv2d", "w4a8"): (KernelSupport("Convolution:i8", "via_int8"), recipes.conv_recipe(4)),
+        ("linear", "fp32"): (KernelSupport("FullyConnected:f32"), None),
+        ("linear", "w8a8"): (KernelSupport("FullyConnected:i8"), recipes.linear_recipe(8, reduced_range=reduced)),
+        ("linear", "w4a8"): (KernelSupport("FullyConnected:i8", "via_int8"), recipes.linear_recipe(4)),
+        ("linear", "w4a16-g32"): (KernelSupport("FullyConnected:i4-weights"), groups),
+        ("embedding", "fp32"): (KernelSupport("Gather:f32"), None),
+        ("embedding", "w8a16"): (KernelSupport("Gather:i8"), recipes.EMBEDDING_W8),
+    }
+    return _profile("cpu-local-openvino", cpu, "openvino", "openvino", rows, SESSION_OPTIONS)
+
+
+def _profile(
+    slug: str,
+    cpu: DeviceIdentity,
+    runtime: str,
+    distribution: str,
+    rows: Mapping[Pair, tuple[KernelSupport, Recipe | None]],
+    session_options: Mapping[str, str],
+) -> HardwareProfile:
     return HardwareProfile(
-        slug="cpu-local",
+        slug=slug,
         device=cpu,
-        runtime="onnxruntime_cpu",
-        runtime_version=metadata.version("onnxruntime"),
+        runtime=runtime,
+        runtime_version=metadata.version(distribution),
         support={pair: support for pair, (support, _) in rows.items()},
         recipes={pair: recipe for pair, (_, recipe) in rows.items() if recipe is not None},
-        session_options=SESSION_OPTIONS,
-        measurable_here=device is None or device == this_cpu(),
+        session_options=dict(session_options),
+        measurable_here=cpu == this_cpu(),
     )

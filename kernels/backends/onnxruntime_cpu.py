@@ -25,7 +25,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from kernels.backends.base import BadModel, Backend, ExecutedOp, KernelFallback, LoadedModel, Runnable
+from kernels.backends.base import Backend, BadModel, ExecutedOp, KernelFallback, LoadedModel, Runnable
 from kernels.hardware_profile import HardwareProfile
 from kernels.onnx_op import INPUT, OUTPUT, op_model
 from kernels.op_shape import OpShape
@@ -38,7 +38,6 @@ DISABLED_OPTIMIZERS = ("QDQPropagationTransformer", "WeightBiasQuantization", "M
 SESSION_OPTIONS: Mapping[str, str] = {
     "optimization.disable_specified_optimizers": ";".join(DISABLED_OPTIMIZERS),  # a comma would be ignored silently
     "session.qdq_matmulnbits_accuracy_level": "4",
-    "session.force_spinning_stop": "1",  # idle workers of one session must not steal the cores another is timed on
 }
 _INTEGER_OPS = frozenset(
     {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger",
@@ -71,6 +70,7 @@ class OnnxRuntimeModel(LoadedModel):
                 outputs=tuple(node.output),
                 weights=tuple(name for name in node.input if name in constants),
                 compute="i8" if node.op_type in _INTEGER_OPS else "",
+                origins=(node.name,) if node.name else (),
             )
             for node in graph.node
         ]
