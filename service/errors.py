@@ -1,0 +1,152 @@
+"""Problems: every error the API answers with, as RFC 9457 problem+json with a stable `code` and a `hint`."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+MEDIA_TYPE = "application/problem+json"
+DECLARED_STATUSES = (400, 403, 404, 405, 409, 413, 415, 416, 422, 500, 503)
+
+
+class FieldError(BaseModel):
+    """One wrong place in what was sent; `pointer` is a JSON pointer into the body or names a parameter."""
+
+    pointer: str
+    message: str
+
+
+class ProblemDocument(BaseModel):
+    """The body of every error response."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    hint: str
+    request_id: str
+    retryable: bool
+    retry_after_s: float | None = None
+    errors: list[FieldError] = []
+
+
+class Problem(HTTPException):
+    """An error with its HTTP status. `code` is stable; `hint` says what the caller can do next."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        hint: str,
+        errors: list[FieldError] | None = None,
+        retry_after_s: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.code = code
+        self.hint = hint
+        self.errors = errors or []
+        self.retry_after_s = retry_after_s
+
+
+def not_found(noun: str, name: str) -> Problem:
+    """There is no such thing, or it is not yours."""
+    return Problem(404, "not_found", f"there is no {noun} {name[:100]!r}", hint="check the id; ids are case-sensitive")
+
+
+_PLAIN = {
+    400: ("bad_request", "the request could not be read; check that the body is what the endpoint documents"),
+    404: ("not_found", "no such path; /openapi.json lists all of them"),
+    405: ("method_not_allowed", "the Allow header lists the methods of this path"),
+}
+
+
+def problem_document(request: Request, problem: Problem) -> ProblemDocument:
+    return ProblemDocument(
+        type=f"urn:bitwright:problem:{problem.code}",
+        title=HTTPStatus(problem.status_code).phrase,
+        status=problem.status_code,
+        detail=problem.detail,
+        instance=request.url.path,
+        code=problem.code,
+        hint=problem.hint,
+        request_id=getattr(request.state, "request_id", ""),
+        retryable=problem.retry_after_s is not None,
+        retry_after_s=problem.retry_after_s,
+        errors=problem.errors,
+    )
+
+
+def problem_response(request: Request, problem: Problem) -> JSONResponse:
+    headers = dict(problem.headers or {})
+    if problem.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))
+    return JSONResponse(
+        problem_document(request, problem).model_dump(), problem.status_code, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def internal_problem() -> Problem:
+    return Problem(
+        500, "internal", "the server failed while answering", hint="report the request_id; the log names the cause"
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Make every error of the application a problem document."""
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        if not isinstance(error, Problem):
+            code, hint = _PLAIN.get(error.status_code, ("error", "see detail"))
+            error = Problem(error.status_code, code, str(error.detail), hint=hint, headers=dict(error.headers or {}))
+        return problem_response(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        found = error.errors()
+        if any(one["type"] == "json_invalid" for one in found):
+            return problem_response(
+                request, Problem(400, "malformed_json", "the body is not JSON", hint="send one UTF-8 JSON object")
+            )
+        errors = [FieldError(pointer=_pointer(one["loc"]), message=str(one["msg"])) for one in found]
+        return problem_response(
+            request,
+            Problem(
+                422, "invalid_request", f"{len(errors)} field(s) are wrong", hint="each entry of errors", errors=errors
+            ),
+        )
+
+
+def _pointer(location: tuple[Any, ...]) -> str:
+    where, *path = location
+    escaped = "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in path)
+    return f"/{escaped}" if where == "body" else f"{where}:{escaped}"
+
+
+def declare_problems(openapi: dict[str, Any]) -> dict[str, Any]:
+    """Add the problem responses to every operation of an OpenAPI document."""
+    schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
+    schema = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schema.pop("$defs", {}))
+    schemas["ProblemDocument"] = schema
+    for gone in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(gone, None)
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    for path in openapi["paths"].values():
+        for operation in path.values():
+            for status in DECLARED_STATUSES:
+                operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
+    return openapi

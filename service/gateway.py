@@ -1,0 +1,108 @@
+"""Gateway: what every request passes first: its id, the host check, the cross-site check, limits, safe headers."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Problem, internal_problem, problem_response
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+PAGE_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Gateway:
+    """ASGI middleware around the whole application; it also turns an unexpected exception into a problem."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                out = MutableHeaders(scope=message)
+                out["X-Request-ID"] = request_id
+                out["X-Content-Type-Options"] = "nosniff"
+                out["Referrer-Policy"] = "no-referrer"
+                out.setdefault("Content-Security-Policy", PAGE_POLICY)
+                out.setdefault("Cache-Control", "no-cache")
+            await send(message)
+
+        request = Request(scope, receive)
+        refusal = self._refusal(scope["method"], headers)
+        if refusal is not None:
+            await problem_response(request, refusal)(scope, receive, send_with_headers)
+            return
+        try:
+            await self._app(scope, self._limited(scope, receive), send_with_headers)
+        except Exception:
+            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
+            if started:
+                raise
+            await problem_response(request, internal_problem())(scope, receive, send_with_headers)
+
+    def _refusal(self, method: str, headers: Headers) -> Problem | None:
+        host = headers.get("host", "")
+        if _without_port(host) not in self._settings.allowed_hosts:
+            return Problem(
+                400,
+                "host_not_allowed",
+                f"this server does not answer to the host {host[:100]!r}",
+                hint="add the name to BITWRIGHT_ALLOWED_HOSTS if it is yours",
+            )
+        origin = headers.get("origin")
+        if method not in _SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
+            return Problem(
+                403,
+                "cross_site",
+                f"a page of {origin[:100]!r} may not send this request",
+                hint="send it from the dashboard or from a program",
+            )
+        return None
+
+    def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """Counts the body; uploads have their own, larger limit. Content-Length is never trusted."""
+        is_upload = Headers(scope=scope).get("content-type", "").startswith("multipart/")
+        limit = self._settings.upload_limit_bytes if is_upload else self._settings.body_limit_bytes
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > limit:
+                    raise Problem(
+                        413, "too_large", f"the body is larger than {limit} bytes", hint="send less, or raise the limit"
+                    )
+            return message
+
+        return counted
+
+
+def _without_port(host: str) -> str:
+    return re.sub(r":\d+$", "", host)

@@ -1,0 +1,51 @@
+"""Paging: opaque cursors over (created_at, id), newest first, stable while new rows arrive."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from sqlalchemy import Select, tuple_
+
+from service.errors import FieldError, Problem
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+
+
+def encode_cursor(created_at: float, row_id: str) -> str:
+    return base64.urlsafe_b64encode(json.dumps([created_at, row_id]).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> tuple[float, str]:
+    """Raises `Problem` (`bad_cursor`) for text no earlier page gave."""
+    try:
+        created_at, row_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(created_at, float) or not isinstance(row_id, str):
+            raise ValueError("not a cursor")
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        raise Problem(
+            422,
+            "bad_cursor",
+            "the cursor is not one that an earlier page gave",
+            hint="start without a cursor",
+            errors=[FieldError(pointer="query:cursor", message="not a cursor")],
+        ) from None
+    return created_at, row_id
+
+
+def page_query(query: Select[Any], row: Any, cursor: str | None, limit: int) -> Select[Any]:
+    """The query for one page and one row more, which tells whether another page follows."""
+    if cursor is not None:
+        query = query.where(tuple_(row.created_at, row.id) < tuple_(*decode_cursor(cursor)))
+    return query.order_by(row.created_at.desc(), row.id.desc()).limit(limit + 1)
+
+
+def page_of(rows: list[Any], limit: int) -> tuple[list[Any], str | None]:
+    """The rows of the page and the cursor of the next one."""
+    if len(rows) <= limit:
+        return rows, None
+    last = rows[limit - 1]
+    return rows[:limit], encode_cursor(last.created_at, last.id)

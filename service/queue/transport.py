@@ -1,0 +1,96 @@
+"""Celery's broker in a folder, made safe: a message is there whole or not at all.
+
+kombu's own `filesystem` transport opens the message file under its final name and then writes it; a consumer
+that looks in between takes an empty file, and one such file ends the worker. Here a message is written under a
+hidden name, synced and renamed, and one that cannot be read is laid aside instead of raised. Queues are plain:
+a routing key is the name of its queue, so no exchange table is shared between processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from kombu.transport import filesystem
+
+log = logging.getLogger(__name__)
+
+
+class Channel(filesystem.Channel):
+    """One connection's view of the folder. Options: `folder`, an existing directory on one local disk."""
+
+    supports_fanout = False
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.transport_options["folder"])
+
+    def get_table(self, exchange: str) -> list[Any]:
+        return []
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        """Nothing to keep: see `_lookup`."""
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        self._purge(queue)
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
+        return [routing_key or default or exchange]
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        name = f"{time.time_ns()}_{uuid.uuid4().hex}.{queue}.msg"
+        hidden = self.folder / f".{name}"
+        with open(hidden, "wb") as file:
+            file.write(json.dumps(message).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(hidden, self.folder / name)
+
+    def _messages(self, queue: str) -> list[str]:
+        end = f".{queue}.msg"
+        names = (name for name in os.listdir(self.folder) if not name.startswith("."))
+        return sorted(name for name in names if name.partition(".")[2] == end[1:])
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        for name in self._messages(queue):
+            taken = self.folder / f".taken-{uuid.uuid4().hex}"
+            try:
+                os.rename(self.folder / name, taken)
+            except FileNotFoundError:
+                continue  # another consumer was first
+            try:
+                payload = json.loads(taken.read_bytes())
+                if not isinstance(payload, dict) or "body" not in payload:
+                    raise ValueError("not a message")
+            except ValueError as error:
+                log.warning("laid an unreadable message aside: %s (%s)", name, error)
+                os.rename(taken, self.folder / f".unreadable-{name}")
+                continue
+            os.unlink(taken)
+            return payload
+        raise Empty
+
+    def _size(self, queue: str) -> int:
+        return len(self._messages(queue))
+
+    def _purge(self, queue: str) -> int:
+        removed = 0
+        for name in self._messages(queue):
+            try:
+                os.unlink(self.folder / name)
+            except FileNotFoundError:
+                continue
+            removed += 1
+        return removed
+
+
+class Transport(filesystem.Transport):
+    """`filesystem://` with the channel above."""
+
+    Channel = Channel

@@ -1,0 +1,102 @@
+"""Settings of the server processes: one frozen object per process, read once from `BITWRIGHT_*` variables."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every default works on a laptop: SQLite, Celery on a folder, blobs in a folder, this CPU."""
+
+    model_config = SettingsConfigDict(env_prefix="BITWRIGHT_", frozen=True)
+
+    data_folder: Path = Field(
+        default=Path(".bitwright"), description="Folder of database, broker and blobs when those are local."
+    )
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty means a SQLite file in the data folder.")
+    broker_url: str = Field(
+        default="", description="Celery broker URL; empty means a folder of messages in the data folder."
+    )
+    blob_url: str = Field(
+        default="", description="fsspec URL of the blob store; empty means a folder in the data folder."
+    )
+
+    host: str = Field(default="127.0.0.1", description="Address the API listens on.")
+    port: int = Field(default=8300, ge=0, le=65535, description="Port the API listens on.")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=("localhost", "127.0.0.1", "[::1]"),
+        description="Host names requests may carry; guards against DNS rebinding.",
+    )
+
+    upload_limit_bytes: int = Field(default=2 << 30, gt=0, description="Largest accepted upload.")
+    body_limit_bytes: int = Field(default=1 << 20, gt=0, description="Largest accepted JSON body.")
+    wait_limit_s: float = Field(default=25.0, gt=0, description="Longest a poll with ?wait= is held.")
+    poll_s: float = Field(default=2.0, gt=0, description="Suggested poll interval, sent as Retry-After.")
+    idempotency_s: float = Field(default=86400.0, gt=0, description="How long an Idempotency-Key is remembered.")
+
+    lease_s: float = Field(
+        default=15.0, gt=0, description="A stage whose worker is silent this long is given to another."
+    )
+    beat_s: float = Field(default=2.0, gt=0, description="Interval at which a supervisor renews its lease.")
+    reap_s: float = Field(default=2.0, gt=0, description="Interval of the reaper and the outbox.")
+    resend_s: float = Field(
+        default=5.0, gt=0, description="A queued stage nobody claimed is announced again after this."
+    )
+    retry_backoff_s: float = Field(
+        default=5.0, ge=0, description="Wait before the second attempt; grows fourfold each time."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Attempts of a stage whose worker dies before it fails.")
+    worker_silent_s: float = Field(default=30.0, gt=0, description="A worker unheard of for this long counts as gone.")
+
+    stage_wall_s: float = Field(default=7200.0, gt=0, description="Longest wall time of one stage.")
+    stage_memory_bytes: int = Field(default=0, ge=0, description="Address space of a stage's child; 0 means no limit.")
+    stage_file_bytes: int = Field(default=8 << 30, gt=0, description="Largest file a stage may write.")
+    stage_threads: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="Compute threads of a stage's child."
+    )
+    stages: str = Field(default="search.pipeline:STAGES", description="Where the child finds its stage functions.")
+    kernels: str = Field(
+        default="kernels", description="Module run as `python -m … profile --json` to name this hardware."
+    )
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_folder.absolute() / 'bitwright.sqlite3'}"
+
+    @property
+    def resolved_broker_url(self) -> str:
+        return self.broker_url or "filesystem://"
+
+    @property
+    def resolved_blob_url(self) -> str:
+        return self.blob_url or str(self.data_folder.absolute() / "blobs")
+
+    @property
+    def broker_folder(self) -> Path:
+        return self.data_folder.absolute() / "broker"
+
+    @property
+    def upload_folder(self) -> Path:
+        """Where uploads land before they are adopted; on the same disk as the default blob folder."""
+        return self.data_folder.absolute() / "uploads"
+
+    def as_environment(self) -> dict[str, str]:
+        """The variables that give a child process equal settings."""
+        values = self.model_dump(mode="json")
+        values["data_folder"] = str(self.data_folder.absolute())
+        return {
+            f"BITWRIGHT_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in values.items()
+        }
+
+
+@lru_cache
+def process_settings() -> Settings:
+    """The settings of this process, read from the environment at the first call."""
+    return Settings()

@@ -1,0 +1,89 @@
+"""Database: engines and transactions for SQLite and PostgreSQL, and the one clock that counts, the database's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Double, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
+
+SQLITE_BUSY_MS = 10_000
+
+
+class database_now(FunctionElement[float]):
+    """Seconds since 1970 by the clock of the database, as a double. Leases of all workers are compared with it."""
+
+    inherit_cache = True
+    type = Double()
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(element: object, compiler: Any, **kw: Any) -> str:
+    # unixepoch('subsec') is NULL before SQLite 3.42, and a NULL lease would never expire.
+    return "((julianday('now')-2440587.5)*86400.0)"
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(element: object, compiler: Any, **kw: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+class Database:
+    """Write and read transactions on one URL.
+
+    `write()` commits at the end of the block or rolls back; on SQLite it begins IMMEDIATE, because a deferred
+    transaction that reads and then writes fails at once when another writer came between. `read()` never writes.
+    No transaction may span computing or waiting.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        if self.is_sqlite:
+            path = make_url(url).database
+            if path:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self.writer = _sqlite_engine(url, "BEGIN IMMEDIATE")
+            self.reader = _sqlite_engine(url, "BEGIN")
+        else:
+            self.writer = self.reader = create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=15)
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        with Session(self.writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        with Session(self.reader, expire_on_commit=False) as session:
+            yield session
+
+    def close(self) -> None:
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+def _sqlite_engine(url: str, begin: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: object) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,33 @@
+"""Migrations by program: bring a database to the newest schema, whatever runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from service.store.database import Database
+
+POSTGRESQL_LOCK = 0x62770001
+
+
+def _config(database: Database) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["database"] = database
+    return config
+
+
+def migrate(database: Database) -> None:
+    """Upgrade to the newest revision. Several processes may call it at once: the migration takes a lock."""
+    command.upgrade(_config(database), "head")
+
+
+def is_current(database: Database) -> bool:
+    """True when the database is at the newest revision this program knows."""
+    head = ScriptDirectory.from_config(_config(database)).get_current_head()
+    with database.reader.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision() == head

@@ -1,0 +1,195 @@
+"""Tables. All times are seconds since 1970 by the database's clock; JSON columns hold what the API shows."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, Index, String, UniqueConstraint, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+JsonDocument = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class Base(DeclarativeBase):
+    """Root of the tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: String,
+        float: Double,
+        int: BigInteger,
+        dict[str, Any]: JsonDocument,
+        list[Any]: JsonDocument,
+    }
+
+
+class ModelRow(Base):
+    """An uploaded model: immutable files, named by their content. `files` lists {name, sha256, size_bytes}."""
+
+    __tablename__ = "models"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    size_bytes: Mapped[int]
+    files: Mapped[list[Any]]
+    created_at: Mapped[float]
+
+
+class DatasetRow(Base):
+    """An uploaded dataset: one immutable file."""
+
+    __tablename__ = "datasets"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    format: Mapped[str]
+    size_bytes: Mapped[int]
+    created_at: Mapped[float]
+
+
+class HardwareProfileRow(Base):
+    """A profile as a worker announced it. `profile_key` is the hash of the document: part of what a latency means."""
+
+    __tablename__ = "hardware_profiles"
+    slug: Mapped[str] = mapped_column(primary_key=True)
+    profile: Mapped[dict[str, Any]]
+    profile_key: Mapped[str]
+    created_at: Mapped[float]
+    announced_at: Mapped[float]
+
+
+class WorkerRow(Base):
+    """A live worker process and the queues it takes stages from."""
+
+    __tablename__ = "workers"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    version: Mapped[str]
+    queues: Mapped[list[Any]]
+    sandbox: Mapped[str]
+    started_at: Mapped[float]
+    seen_at: Mapped[float] = mapped_column(index=True)
+
+
+class StudyRow(Base):
+    """What a user submitted. `version` grows with every visible change; it is the ETag and the events' sequence."""
+
+    __tablename__ = "studies"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
+    dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    spec: Mapped[dict[str, Any]]
+    spec_hash: Mapped[str]
+    state: Mapped[str]
+    version: Mapped[int]
+    cancel_requested_at: Mapped[float | None]
+    error: Mapped[dict[str, Any] | None]
+    verdicts: Mapped[list[Any] | None]
+    created_at: Mapped[float]
+    updated_at: Mapped[float]
+    finished_at: Mapped[float | None]
+    __table_args__ = (Index("ix_studies_created", "created_at", "id"), Index("ix_studies_state", "state"))
+
+
+class StudyTargetRow(Base):
+    """One target of a study, for filtering studies by hardware."""
+
+    __tablename__ = "study_targets"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    hardware: Mapped[str] = mapped_column(index=True)
+
+
+class StageRow(Base):
+    """One step of a study, leased to one worker at a time. `pending` counts unfinished stages it waits for.
+
+    `fence` grows with every claim and every expiry; a write that shows an older fence is refused.
+    """
+
+    __tablename__ = "stages"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    position: Mapped[int]
+    kind: Mapped[str]
+    shard: Mapped[int]
+    target: Mapped[int | None]
+    queue: Mapped[str]
+    state: Mapped[str]
+    pending: Mapped[int]
+    input_key: Mapped[str | None]
+    attempt: Mapped[int]
+    max_attempts: Mapped[int]
+    fence: Mapped[int]
+    worker_id: Mapped[str | None]
+    lease_until: Mapped[float | None]
+    not_before: Mapped[float]
+    published_at: Mapped[float | None]
+    progress: Mapped[dict[str, Any] | None]
+    outputs: Mapped[list[Any] | None]
+    summary: Mapped[dict[str, Any] | None]
+    reused_from: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    __table_args__ = (
+        UniqueConstraint("study_id", "kind", "shard"),
+        Index(
+            "ix_stages_lease",
+            "lease_until",
+            postgresql_where=text("state = 'running'"),
+            sqlite_where=text("state = 'running'"),
+        ),
+        Index(
+            "ix_stages_due",
+            "not_before",
+            postgresql_where=text("state = 'queued'"),
+            sqlite_where=text("state = 'queued'"),
+        ),
+        Index("ix_stages_input_key", "input_key"),
+    )
+
+
+class StageEdgeRow(Base):
+    """`after_id` waits for `before_id`."""
+
+    __tablename__ = "stage_edges"
+    before_id: Mapped[str] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+    after_id: Mapped[str] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+
+
+class ArtifactRow(Base):
+    """A file a study publishes; its bytes lie in the blob store under `sha256`."""
+
+    __tablename__ = "artifacts"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+    target: Mapped[int | None]
+    name: Mapped[str]
+    media_type: Mapped[str]
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    created_at: Mapped[float]
+    __table_args__ = (UniqueConstraint("stage_id", "name"), Index("ix_artifacts_study", "study_id"))
+
+
+class EventRow(Base):
+    """Something that happened to a study; `seq` is the study's version at that moment."""
+
+    __tablename__ = "events"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    at: Mapped[float]
+    kind: Mapped[str]
+    data: Mapped[dict[str, Any]]
+
+
+class IdempotencyKeyRow(Base):
+    """A client's key for one POST and the study it made."""
+
+    __tablename__ = "idempotency_keys"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_hash: Mapped[str]
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    created_at: Mapped[float]

@@ -1,0 +1,172 @@
+"""What a client sends to start a study and what it gets back."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictStr
+
+_TIMES = re.compile(r"\d+(\.\d+)?x?")
+MAX_TARGETS = 16
+MAX_OPTIONS = 64
+Resource = Literal["latency_ms", "size_bytes", "bops", "peak_memory_bytes"]
+
+
+class Strict(BaseModel):
+    """A field we do not know is a mistake, not something to ignore."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RelativeBudget(Strict):
+    """A point between the cheapest (0) and the dearest (1) reachable allocation."""
+
+    relative: Annotated[float, Field(ge=0, le=1, strict=True)]
+
+
+def _budget_text(text: str) -> str:
+    if not _TIMES.fullmatch(text.strip()) or float(text.strip().rstrip("x")) <= 0:
+        raise ValueError('write a positive number or "0.6x" of full precision')
+    return text.strip()
+
+
+BudgetText = Annotated[StrictStr, Field(max_length=32), AfterValidator(_budget_text)]
+BudgetNumber = Annotated[FiniteFloat, Field(gt=0, strict=True)]
+
+
+class OperatingPointRequest(Strict):
+    """How the model is served."""
+
+    batch: Annotated[int, Field(ge=1, le=65536, strict=True)] = 1
+    threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
+    dims: dict[
+        Annotated[str, Field(min_length=1, max_length=128)], Annotated[int, Field(ge=1, le=1 << 31, strict=True)]
+    ] = Field(default_factory=dict, max_length=32)
+
+
+class TargetRequest(Strict):
+    """A hardware profile, an operating point and budgets."""
+
+    hardware: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    operating_point: OperatingPointRequest = Field(default_factory=OperatingPointRequest)
+    budgets: dict[Resource, BudgetNumber | BudgetText | RelativeBudget] = Field(default_factory=dict)
+
+
+class StudyRequest(Strict):
+    """The body of `POST /v1/studies`."""
+
+    model: Annotated[str, Field(min_length=1, max_length=64)]
+    dataset: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    targets: Annotated[list[TargetRequest], Field(min_length=1, max_length=MAX_TARGETS)]
+    seed: Annotated[int, Field(ge=0, lt=1 << 32, strict=True)] = 0
+    options: dict[Annotated[str, Field(max_length=64)], JsonValue] = Field(default_factory=dict, max_length=MAX_OPTIONS)
+    name: Annotated[str, Field(max_length=200)] = ""
+
+    def spec(self) -> dict[str, Any]:
+        """The request as the stages are told it; the name is for people only."""
+        return self.model_dump(mode="json", exclude={"name"})
+
+
+class Progress(BaseModel):
+    """How far the running step is; `eta_s` is None until it can be told."""
+
+    done: int
+    total: int
+    unit: str
+    eta_s: float | None
+    message: str = ""
+
+
+class StudyError(BaseModel):
+    """Why a study failed: `user` means the submission must change, `infrastructure` that we failed."""
+
+    category: Literal["user", "infrastructure"]
+    code: str
+    message: str
+    hint: str
+    stage: str
+
+
+class WaitingFor(BaseModel):
+    """What a study waits for that nobody here can hurry."""
+
+    queue: str
+    reason: str
+
+
+class StageView(BaseModel):
+    """One step of a study."""
+
+    kind: str
+    target: int | None
+    state: str
+    attempt: int
+    reused: bool
+    progress: Progress | None
+    started_at: str | None
+    finished_at: str | None
+    error: StudyError | None
+
+
+class StudySummary(BaseModel):
+    """A study as a list shows it. Clients ask `is_terminal`; they never enumerate states."""
+
+    id: str
+    name: str
+    state: str
+    is_terminal: bool
+    model: str
+    dataset: str | None
+    hardware: list[str]
+    verdicts: list[Any] | None
+    error: StudyError | None
+    created_at: str | None
+    updated_at: str | None
+    finished_at: str | None
+
+
+class StudyView(StudySummary):
+    """A study with all a waiting client wants to know."""
+
+    version: int
+    stage: str | None
+    progress: Progress
+    waiting_for: WaitingFor | None
+    stages: list[StageView]
+    spec: dict[str, Any]
+    links: dict[str, str]
+
+
+class StudyPage(BaseModel):
+    items: list[StudySummary]
+    next_cursor: str | None
+
+
+class EventView(BaseModel):
+    """Something that happened; `seq` orders the events of one study."""
+
+    seq: int
+    at: str | None
+    kind: str
+    data: dict[str, Any]
+
+
+class EventList(BaseModel):
+    items: list[EventView]
+
+
+class ArtifactView(BaseModel):
+    """A file to download."""
+
+    id: str
+    name: str
+    target: int | None
+    media_type: str
+    sha256: str
+    size_bytes: int
+    href: str
+
+
+class ArtifactList(BaseModel):
+    items: list[ArtifactView]

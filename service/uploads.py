@@ -1,0 +1,174 @@
+"""Uploads: multipart bodies written to disk, hashed and measured while they arrive; nothing of them is parsed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import FieldError, Problem
+
+MAX_PARTS = 64
+MAX_NAME = 200
+HEAD_BYTES = 16
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass
+class UploadedFile:
+    """One file of a multipart body, complete on disk at `path`; `head` are its first bytes."""
+
+    field_name: str
+    name: str
+    path: Path
+    sha256: str = ""
+    size_bytes: int = 0
+    head: bytes = b""
+
+
+@dataclass
+class _Sink:
+    """Callbacks of the parser: part headers in, files out. Form fields without a file name are refused."""
+
+    folder: Path
+    files: list[UploadedFile] = field(default_factory=list)
+    _headers: dict[bytes, bytes] = field(default_factory=dict)
+    _header_name: bytes = b""
+    _header_value: bytes = b""
+    _file: BinaryIO | None = None
+    _hash: Any = None
+    ended: bool = False
+
+    def callbacks(self) -> Any:
+        names = (
+            "part_begin",
+            "part_data",
+            "part_end",
+            "header_field",
+            "header_value",
+            "header_end",
+            "headers_finished",
+            "end",
+        )
+        return {f"on_{name}": getattr(self, name) for name in names}
+
+    def part_begin(self) -> None:
+        self._headers = {}
+        if len(self.files) >= MAX_PARTS:
+            raise _bad_multipart(f"more than {MAX_PARTS} files")
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def header_end(self) -> None:
+        self._headers[self._header_name.lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def headers_finished(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = options.get(b"filename")
+        if name is None:
+            raise _bad_multipart("a part without a file name")
+        upload = UploadedFile(
+            options.get(b"name", b"").decode("utf-8", "replace"),
+            safe_name(name.decode("utf-8", "replace")),
+            self.folder / uuid4().hex,
+        )
+        self.files.append(upload)
+        self._hash = hashlib.sha256()
+        self._file = open(upload.path, "xb")
+
+    def part_data(self, data: bytes, start: int, end: int) -> None:
+        assert self._file is not None
+        piece = data[start:end]
+        upload = self.files[-1]
+        self._file.write(piece)
+        self._hash.update(piece)
+        upload.size_bytes += len(piece)
+        if len(upload.head) < HEAD_BYTES:
+            upload.head = (upload.head + piece)[:HEAD_BYTES]
+
+    def part_end(self) -> None:
+        self.files[-1].sha256 = self._hash.hexdigest()
+        self.close()
+
+    def end(self) -> None:
+        self.ended = True
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def safe_name(name: str) -> str:
+    """A file name without folders or control characters, at most 200 characters; never empty or hidden."""
+    base = _UNSAFE.sub("", name).replace("\\", "/").rpartition("/")[2].strip().lstrip(".")
+    return base[-MAX_NAME:] or "unnamed"
+
+
+@asynccontextmanager
+async def received_files(request: Request, folder: Path) -> AsyncIterator[list[UploadedFile]]:
+    """The files of a multipart request. Whatever the block does not take away is deleted behind it."""
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if content_type != b"multipart/form-data" or not boundary:
+        raise Problem(
+            415,
+            "multipart_expected",
+            f"content type {request.headers.get('content-type', '')[:100]!r} is not multipart/form-data",
+            hint="send the file as the multipart field 'file', e.g. curl -F file=@model.onnx",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    sink = _Sink(folder)
+    try:
+        try:
+            parser = MultipartParser(boundary, callbacks=sink.callbacks())
+            async for chunk in request.stream():
+                parser.write(chunk)
+            parser.finalize()
+        except MultipartParseError as error:
+            raise _bad_multipart(str(error)) from error
+        except ClientDisconnect:
+            raise _bad_multipart("the client went away") from None
+        if not sink.ended:
+            raise _bad_multipart("the body ends before its last boundary")
+        yield sink.files
+    finally:
+        sink.close()
+        for upload in sink.files:
+            upload.path.unlink(missing_ok=True)
+
+
+def fields_of(
+    files: list[UploadedFile], *, one: str, many: str | None = None
+) -> tuple[UploadedFile, list[UploadedFile]]:
+    """The single required file and the repeatable ones; other fields, or none at all, are refused."""
+    main = [upload for upload in files if upload.field_name == one]
+    rest = [upload for upload in files if many is not None and upload.field_name == many]
+    if len(main) != 1 or len(main) + len(rest) != len(files):
+        wanted = f"exactly one file in the field {one!r}" + (f" and any number in {many!r}" if many else "")
+        raise Problem(
+            422,
+            "invalid_request",
+            f"the form has the fields {[upload.field_name[:50] for upload in files]}",
+            hint=f"send {wanted}",
+            errors=[FieldError(pointer=f"/{one}", message=wanted)],
+        )
+    return main[0], rest
+
+
+def _bad_multipart(why: str) -> Problem:
+    return Problem(400, "malformed_multipart", f"the multipart body cannot be read: {why}", hint="send it again whole")

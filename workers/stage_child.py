@@ -1,0 +1,91 @@
+"""Stage child: the sandboxed process that does one stage. The only file of the workers that imports search.
+
+    python -m workers.stage_child STAGE_DIR --pipe FD [--stages module:attribute]
+
+`STAGE_DIR` holds `stage.json` {kind, spec} and `files/`, the folder the stage works in. Progress leaves as JSON
+lines on the pipe, the result as `result.json`: {outputs, summary} or {error}. It knows no database, broker or store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+PROGRESS_EVERY_S = 0.2
+MAX_MESSAGE = 500
+
+StageFunction = Callable[[dict[str, Any], Path, Callable[[int, int, str, str], None]], dict[str, Any]]
+
+
+def load_stages(reference: str | None) -> Mapping[str, StageFunction]:
+    """The stage functions by kind: search's own, or those a `module:attribute` names."""
+    if reference is None or reference == "search.pipeline:STAGES":
+        from search.pipeline import STAGES
+
+        return STAGES
+    module, _, attribute = reference.partition(":")
+    found: Mapping[str, StageFunction] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+class ProgressPipe:
+    """Writes progress lines, at most one in `PROGRESS_EVERY_S` seconds except for the last of a count."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._last_at = -PROGRESS_EVERY_S
+
+    def __call__(self, done: int, total: int, unit: str, message: str = "") -> None:
+        at = time.monotonic()
+        if done < total and at - self._last_at < PROGRESS_EVERY_S:
+            return
+        self._last_at = at
+        line = {"done": int(done), "total": int(total), "unit": str(unit)[:50], "message": str(message)[:MAX_MESSAGE]}
+        os.write(self._fd, json.dumps(line).encode() + b"\n")
+
+
+def run_stage(folder: Path, stages: str | None, progress: Callable[[int, int, str, str], None]) -> dict[str, Any]:
+    """The result document of the stage in `folder`; errors become `{"error": …}`."""
+    stage = json.loads((folder / "stage.json").read_text())
+    try:
+        function = load_stages(stages)[stage["kind"]]
+        result = function(stage["spec"], folder / "files", progress)
+        return {"outputs": [str(name) for name in result["outputs"]], "summary": result["summary"]}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": _described(error)}
+
+
+def _described(error: Exception) -> dict[str, str]:
+    code = getattr(error, "code", None)
+    if isinstance(code, str) and hasattr(error, "message"):
+        hint = str(getattr(error, "hint", ""))
+        return {"category": "user", "code": code, "message": str(error.message), "hint": hint}
+    kind = "out_of_memory" if isinstance(error, MemoryError) else "stage_error"
+    message = f"{type(error).__name__}: {error}"[:2000]
+    return {"category": "infrastructure", "code": kind, "message": message, "hint": "the worker's log has the trace"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m workers.stage_child", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pipe", type=int, required=True)
+    parser.add_argument("--stages")
+    options = parser.parse_args(arguments)
+    result = run_stage(options.folder, options.stages, ProgressPipe(options.pipe))
+    part = options.folder / "result.json.part"
+    part.write_text(json.dumps(result))
+    part.rename(options.folder / "result.json")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

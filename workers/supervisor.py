@@ -1,0 +1,241 @@
+"""Supervisor: claims a stage, lets a sandboxed child do it, beats meanwhile, and hands in what came out.
+
+One thread and one select loop: it reads the child's progress, renews the lease, and ends the child when the
+study is cancelled, the lease is lost, the wall time is over or the pipe is flooded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from service.blobs import Blobs
+from service.settings import Settings
+from service.store.database import Database
+from workers import claims
+from workers.claims import Beat, Claim
+from workers.sandbox import Limits, child_environment, kill_child, start_child
+from workers.stage_folder import BadResult, StageInputs, lay_out, read_inputs, read_result, take_outputs
+
+log = logging.getLogger(__name__)
+CODE_FOLDER = Path(__file__).resolve().parents[1]
+MAX_LINE_BYTES = 4096
+MAX_PIPE_BYTES = 64 << 20
+LOG_TAIL_BYTES = 8192
+
+
+class Ending(Enum):
+    """Why the child is no longer running."""
+
+    EXITED = "exited"
+    STOPPED = "stopped"
+    LOST = "lost"
+    TIMEOUT = "timeout"
+    FLOOD = "flood"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A child's end: its exit status and the tail of what it printed."""
+
+    why: Ending
+    status: int
+    log_tail: str
+
+
+class Supervisor:
+    """Runs stages for one worker process, one at a time."""
+
+    def __init__(self, settings: Settings, database: Database, blobs: Blobs, worker_id: str) -> None:
+        self._settings = settings
+        self._database = database
+        self._blobs = blobs
+        self._worker_id = worker_id
+
+    def run(self, stage_id: str) -> bool:
+        """Do the stage to an end; False when there was nothing to claim."""
+        held = claims.claim(self._database, stage_id, worker_id=self._worker_id, lease_s=self._settings.lease_s)
+        if held is None:
+            return False
+        try:
+            inputs = read_inputs(self._database, held, self._settings.stages)
+            if not claims.set_input_key(self._database, held, inputs.key) or self._reuse(held, inputs):
+                return True
+            with self._folder() as folder:
+                lay_out(folder, inputs, self._blobs)
+                ended = self._supervise(held, folder)
+                self._hand_in(held, inputs, folder, ended)
+        except BadResult as error:
+            claims.fail(self._database, held, _infrastructure(held, error.code, str(error)))
+        except Exception as error:
+            log.exception("stage %s (%s) of study %s", held.stage_id, held.kind, held.study_id)
+            message = f"{type(error).__name__}: {error}"[:2000]
+            claims.give_back(
+                self._database,
+                held,
+                _infrastructure(held, "worker_error", message),
+                backoff_s=self._settings.retry_backoff_s,
+            )
+        return True
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        root = self._settings.data_folder.absolute() / "stages"
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=root))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _reuse(self, held: Claim, inputs: StageInputs) -> bool:
+        twin = claims.finished_twin(self._database, inputs.key)
+        if twin is None or not all(self._blobs.exists(output.sha256) for output in twin[1]):
+            return False
+        stage_id, outputs, summary = twin
+        claims.succeed(
+            self._database, held, outputs=outputs, summary=summary, publish=inputs.kind.publishes, reused_from=stage_id
+        )
+        return True
+
+    def _supervise(self, held: Claim, folder: Path) -> Ended:
+        settings = self._settings
+        reader, writer = os.pipe()
+        argv = [sys.executable, "-P", "-m", "workers.stage_child", str(folder), "--pipe", str(writer)]
+        limits = Limits(
+            settings.stage_memory_bytes, int(settings.stage_wall_s * settings.stage_threads), settings.stage_file_bytes
+        )
+        with open(folder / "child.log", "w+b") as child_log, open(reader, "rb", buffering=0) as pipe:
+            try:
+                child = start_child(
+                    [*argv, "--stages", settings.stages],
+                    folder=folder / "files",
+                    environment=child_environment(settings.stage_threads, CODE_FOLDER),
+                    limits=limits,
+                    log=child_log,
+                    pipe_fd=writer,
+                )
+            finally:
+                os.close(writer)
+            try:
+                why = self._watch(held, pipe.fileno(), child)
+            finally:
+                status = kill_child(child)
+            child_log.seek(max(0, child_log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return Ended(why, status, child_log.read().decode("utf-8", "replace"))
+
+    def _watch(self, held: Claim, pipe: int, child: subprocess.Popen[bytes]) -> Ending:
+        settings = self._settings
+        deadline = time.monotonic() + settings.stage_wall_s
+        next_beat = time.monotonic() + settings.beat_s
+        unread = b""
+        total = 0
+        progress: dict[str, Any] | None = None
+        while True:
+            wait_s = max(0.0, min(next_beat, deadline) - time.monotonic())
+            ready, _, _ = select.select([pipe], [], [], wait_s)
+            if ready:
+                piece = os.read(pipe, 65536)
+                if not piece:  # the child closed its end: it is exiting, or it never will
+                    return self._after_pipe(held, child, deadline)
+                total += len(piece)
+                *lines, unread = (unread + piece).split(b"\n")
+                if total > MAX_PIPE_BYTES or max(map(len, [*lines, unread])) > MAX_LINE_BYTES:
+                    return Ending.FLOOD
+                for line in lines:
+                    progress = parse_progress(line) or progress
+            if time.monotonic() >= deadline:
+                return Ending.TIMEOUT
+            if time.monotonic() >= next_beat:
+                answer = claims.beat(self._database, held, lease_s=settings.lease_s, progress=progress)
+                if answer is not Beat.GO_ON:
+                    return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
+                progress = None
+                next_beat = time.monotonic() + settings.beat_s
+
+    def _after_pipe(self, held: Claim, child: subprocess.Popen[bytes], deadline: float) -> Ending:
+        while time.monotonic() < deadline:
+            try:
+                child.wait(timeout=min(self._settings.beat_s, max(0.0, deadline - time.monotonic())))
+                return Ending.EXITED
+            except subprocess.TimeoutExpired:
+                answer = claims.beat(self._database, held, lease_s=self._settings.lease_s)
+                if answer is not Beat.GO_ON:
+                    return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
+        return Ending.TIMEOUT
+
+    def _hand_in(self, held: Claim, inputs: StageInputs, folder: Path, ended: Ended) -> None:
+        if ended.log_tail:
+            log.info("stage %s (%s) printed:\n%s", held.stage_id, held.kind, ended.log_tail)
+        match ended.why:
+            case Ending.LOST:
+                log.warning("stage %s was given to another worker", held.stage_id)
+            case Ending.STOPPED:
+                claims.cancel(self._database, held)
+            case Ending.TIMEOUT:
+                message = f"the stage ran longer than {self._settings.stage_wall_s:g} s"
+                claims.fail(self._database, held, _infrastructure(held, "stage_timeout", message))
+            case Ending.FLOOD:
+                raise BadResult("stage_flood", "the stage sent more progress than is allowed")
+            case Ending.EXITED if ended.status != 0:
+                last_line = ended.log_tail.strip().rpartition("\n")[2][-300:]
+                message = f"the stage's process ended with status {ended.status}: {last_line}"
+                claims.give_back(
+                    self._database,
+                    held,
+                    _infrastructure(held, "child_died", message),
+                    backoff_s=self._settings.retry_backoff_s,
+                )
+            case Ending.EXITED:
+                self._accept(held, inputs, folder)
+
+    def _accept(self, held: Claim, inputs: StageInputs, folder: Path) -> None:
+        result = read_result(folder)
+        if (error := result.get("error")) is not None:
+            claims.fail(self._database, held, {**error, "stage": held.kind})
+            return
+        # Taking large files takes time: prove the claim before, and let `succeed` prove it again.
+        if claims.beat(self._database, held, lease_s=self._settings.lease_s) is Beat.LOST:
+            return
+        outputs = take_outputs(folder, result["outputs"], self._blobs)
+        claims.succeed(self._database, held, outputs=outputs, summary=result["summary"], publish=inputs.kind.publishes)
+
+
+def parse_progress(line: bytes) -> dict[str, Any] | None:
+    """A progress line as it is stored; None for anything else the child wrote."""
+    try:
+        told = json.loads(line)
+        done, total = int(told["done"]), int(told["total"])
+        unit, message = str(told["unit"])[:50], str(told["message"])[:500]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    if not 0 <= done <= total < 1 << 53:
+        return None
+    return {"done": done, "total": total, "unit": _printable(unit), "message": _printable(message)}
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character.isprintable())
+
+
+def _infrastructure(held: Claim, code: str, message: str) -> dict[str, Any]:
+    return {
+        "category": "infrastructure",
+        "code": code,
+        "message": message,
+        "hint": "the worker's log names the cause; submit the study again, finished stages are reused",
+        "stage": held.kind,
+    }
