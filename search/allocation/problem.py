@@ -47,7 +47,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Quadratic:
-    """Interactions of choices: the objective gains `x' R x` off the diagonal, R = shrink * G (see `search.sensitivity`).
+    """Interactions of choices: the objective gains `x' R x` off the diagonal, R = shrink * G of a sensitivity.
 
     `keys[i]` is (group, precision); the diagonal of R is never used, single losses stand in `Choice.loss`.
     """
@@ -78,7 +78,8 @@ class Allocation:
     """A feasible answer. `loss` and `costs` are recomputed in plain arithmetic, never read from a solver.
 
     `bound` is a proven lower bound of the surrogate objective under the same budgets and `gap` is
-    (loss − bound) / max(|bound|, smallest positive loss in the problem): how far the *surrogate* can still be from optimal.
+    (loss − bound) / max(|bound|, smallest positive loss in the problem): how far the *surrogate* can still be from its
+    optimum.
     """
 
     precisions: Mapping[str, str]
@@ -95,8 +96,8 @@ class Infeasible:
     """No allocation meets the budgets. A legal answer, not an error.
 
     `reachable` is the smallest value each budgeted resource can take alone; `nearest` meets the budgets scaled up
-    together by the least factor `relaxation`; `binding` are the groups whose cheapest choice costs most of the violated budgets,
-    with that cost's share of the budget.
+    together by the least factor `relaxation`; `binding` are the groups whose cheapest choice costs most of the violated
+    budgets: (group, resource, that cost's share of the budget).
     """
 
     violated: tuple[str, ...]
