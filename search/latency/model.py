@@ -1,0 +1,131 @@
+"""Measuring a whole model: its missing rows, its calibration assemblies built and timed, and the fit of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from kernels.backends.base import Backend
+from kernels.hardware_profile import HardwareProfile
+from kernels.latency_table import LatencyTable
+from kernels.operating_point import OperatingPoint
+from kernels.precision import FP32
+from kernels.recipe import Recipe
+from search.artifact.qdq import export_assembly
+from search.assemble import assemble
+from search.candidate_set import CandidateSet
+from search.candidates import finish_candidates
+from search.errors import BadSubmission, UnsupportedOp
+from search.graph import Graph
+from search.groups import group_layers
+from search.latency.assemblies import calibration_assemblies
+from search.latency.fit import LatencyFit, fit_latency
+from search.latency.measure import measure_missing, measure_runs, random_inputs
+from search.latency.rows import LayerRow, distinct_pairs, required_rows
+from search.latency.terms import latency_terms
+from search.onnx_import import operating_shapes
+from search.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.torch_simulator import TorchSimulator
+
+Progress = Callable[[int, int, str], None]
+NOISE_RULES = ("min-max",)
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A latency table that now holds every row of the model, and the fit from its rows to end-to-end time."""
+
+    table: LatencyTable
+    fit: LatencyFit
+
+
+def measure_model(
+    graph: Graph,
+    profile: HardwareProfile,
+    backend: Backend,
+    point: OperatingPoint,
+    *,
+    table: LatencyTable | None = None,
+    candidates: CandidateSet | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> MeasuredModel:
+    """Rows and fit of one model on the device at hand; rows that `table` holds are not timed again.
+
+    Time does not depend on the values of the weights' codes, so without `candidates` they are finished on seeded noise. A
+    pair that the runtime did not run as asked has no row; layers left with full precision alone are in the fit's
+    constant, and its notes name both. Raises `BadSubmission` (`nothing_to_measure`) when no layer can be quantized.
+    """
+    report = progress or (lambda done, total, what: None)
+    shapes = operating_shapes(graph, point)
+    rows = required_rows(graph, shapes, profile, backend)
+    table = measure_missing(
+        distinct_pairs(rows), backend, profile, point.threads, table, progress=lambda d, t: report(d, t, "op rows")
+    )
+    inputs = random_inputs(graph, shapes, seed)
+    if candidates is None:
+        report(0, 1, "candidates from noise")
+        candidates = _noise_candidates(graph, profile, rows, inputs)
+    kept, dropped = _usable(rows, table, point.threads, candidates)
+    if not kept:
+        raise BadSubmission(
+            "no layer of the model can be quantized on this profile, so there is nothing to measure",
+            hint="see the reasons beside each layer (python -m search audit)",
+            code="nothing_to_measure",
+        )
+    terms = latency_terms(graph, shapes, profile, kept, table, point.threads)
+    layers = {name for name, _, _ in kept}
+    groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
+
+    def build(precisions: Mapping[str, str]) -> bytes:
+        model = export_assembly(graph, assemble(graph, precisions, candidates), profile.runtime)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    runs = measure_runs(
+        calibration_assemblies(groups, terms, seed=seed),
+        build,
+        inputs,
+        backend,
+        profile,
+        point,
+        progress=lambda done, total: report(done, total, "end-to-end runs"),
+    )
+    fit = fit_latency(
+        terms, runs, profile=profile.slug, point=point, model=graph.content_hash, table_version=table.version
+    )
+    return MeasuredModel(table, replace(fit, notes=(*fit.notes, *dropped)))
+
+
+def _noise_candidates(
+    graph: Graph, profile: HardwareProfile, rows: list[LayerRow], inputs: Mapping[str, object]
+) -> CandidateSet:
+    recipes: dict[tuple[str, str], Recipe] = {
+        (layer, precision.name): profile.recipe(op.kind, precision)
+        for layer, op, precision in rows
+        if precision != FP32
+    }
+    try:
+        simulator: TorchSimulator | OnnxRuntimeSimulator = TorchSimulator(graph)
+    except UnsupportedOp:
+        simulator = OnnxRuntimeSimulator(graph)
+    return finish_candidates(simulator, recipes, [inputs], rules=NOISE_RULES)  # type: ignore[list-item]
+
+
+def _usable(
+    rows: list[LayerRow], table: LatencyTable, threads: int, candidates: CandidateSet
+) -> tuple[list[LayerRow], list[str]]:
+    """Rows that were measured and can be built; layers without full precision or any other precision are dropped."""
+    kept: list[LayerRow] = []
+    notes: list[str] = []
+    for layer, op, precision in rows:
+        buildable = precision == FP32 or (layer, precision.name) in candidates.candidates
+        if buildable and table.has(op, precision, threads):
+            kept.append((layer, op, precision))
+        else:
+            why = "was not run as asked" if buildable else "has no candidate"
+            notes.append(f"{layer} in {precision} {why}; it is not offered.")
+    by_layer: dict[str, set[str]] = {}
+    for layer, _, precision in kept:
+        by_layer.setdefault(layer, set()).add(precision.name)
+    whole = {layer for layer, names in by_layer.items() if FP32.name in names and len(names) > 1}
+    return [row for row in kept if row[0] in whole], notes
