@@ -20,11 +20,15 @@ _BIAS_GAIN = 0.05
 
 @dataclass(frozen=True)
 class Corrected:
-    """Weight and complete bias after the fit, and the part of the output's variance that is still wrong."""
+    """Weight and complete bias after the fit, and the part of the output's variance that is still wrong.
+
+    `factor` is what each channel's scales were multiplied by, shape (C,).
+    """
 
     weight: QuantizedWeight
     bias: Vector | None
     residual: float
+    factor: np.ndarray[Any, np.dtype[np.float64]]
 
 
 def correct(
@@ -32,26 +36,25 @@ def correct(
     exact_bias: Vector | None,
     moments: PairMoments,
     int32_input_scale: float | None = None,
-    may_add_bias: bool = True,
+    adds_bias: bool | None = None,
 ) -> Corrected:
     """The weight with each channel's scales times the fitted factor, and the bias plus the fitted offset.
 
     `moments` pair the exact output without bias with the output of this `weight`. `int32_input_scale` is s_x where
-    the bias is stored as int32 at s_x * s_w: a factor so small that the bias would overflow is raised. A layer
-    without bias stays so where an offset gains little, or where `may_add_bias` is false.
+    the bias is stored as int32 at s_x * s_w: a factor so small that the bias would overflow is raised. `adds_bias`
+    says whether a layer without bias gets one; None lets it have one where that takes out a real part of the error.
     """
     fit = moments.fit()
     if exact_bias is None:
         plain = moments.fit_through_origin()
         error, plain_error = float(fit.residual.sum()), float(plain.residual.sum())
-        if not may_add_bias or plain_error <= (1 + _BIAS_GAIN) * error:
-            return Corrected(scale_channels(weight, plain.factor), None, plain.unexplained)
+        if not (plain_error > (1 + _BIAS_GAIN) * error if adds_bias is None else adds_bias):
+            return Corrected(scale_channels(weight, plain.factor), None, plain.unexplained, plain.factor)
     start = np.zeros(len(fit.offset)) if exact_bias is None else exact_bias.astype(np.float64)
     if int32_input_scale is not None:
         fit = _without_overflow(fit, weight, start, moments, int32_input_scale)
-    return Corrected(
-        scale_channels(weight, fit.factor), np.asarray(start + fit.offset, dtype=np.float32), fit.unexplained
-    )
+    bias = np.asarray(start + fit.offset, dtype=np.float32)
+    return Corrected(scale_channels(weight, fit.factor), bias, fit.unexplained, fit.factor)
 
 
 def _without_overflow(

@@ -47,7 +47,7 @@ def compile_hooks(graph: Graph, assembly: Assembly, device: torch.device | str =
         layer = layers[name]
         weight = torch.from_numpy(candidate.weight.dequantize()).to(device)
         reads[layer.node, layer.weight_position] = weight
-        if (transform := _input_transform(layer, candidate, assembly)) is not None:
+        if (transform := input_transform(layer, candidate, assembly)) is not None:
             reads[layer.node, layer.input_position] = transform
         if candidate.bias is None:
             continue
@@ -78,7 +78,8 @@ def built_bias(
     return np.asarray(codes * (np.float32(input_scale) * weight_scale).astype(np.float64), dtype=np.float32)
 
 
-def _input_transform(layer: Layer, candidate: Candidate, assembly: Assembly) -> Transform | None:
+def input_transform(layer: Layer, candidate: Candidate, assembly: Assembly) -> Transform | None:
+    """What the layer's kernel does to the tensor it finds at its input, None when it reads it as it is."""
     recipe = candidate.recipe
     if recipe.activation is not None and not recipe.activation.dynamic and layer.input in assembly.output_quantized:
         return None  # its producer already wrote it quantized
@@ -128,7 +129,7 @@ class TorchSimulator:
             return _joined(
                 [
                     (self.program.run(piece, reads=hooks.reads, writes=hooks.writes, keep=keep), count)
-                    for piece, count in self._pieces(inputs)
+                    for piece, count in self.pieces(inputs)
                 ],
                 self.graph.fixed_batch,
             )
@@ -136,7 +137,7 @@ class TorchSimulator:
     def perturb(self, inputs: Arrays, assemblies: Iterable[Assembly]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Graph outputs of each assembly in turn; one full forward, then each runs from its first changed node."""
         compiled = [compile_hooks(self.graph, assembly, self.device) for assembly in assemblies]
-        pieces = self._pieces(inputs)
+        pieces = self.pieces(inputs)
         needed = frozenset[str]().union(*(self.program.live_after(hooks.start) for hooks in compiled))
         with torch.no_grad():
             known: list[Mapping[str, Tensor]] = [
@@ -153,8 +154,8 @@ class TorchSimulator:
                 ]
             yield _joined(parts, self.graph.fixed_batch)
 
-    def _pieces(self, inputs: Arrays) -> list[tuple[dict[str, Tensor], int]]:
-        """Chunks of the graph's own batch with the number of real samples in each."""
+    def pieces(self, inputs: Arrays) -> list[tuple[dict[str, Tensor], int]]:
+        """The chunk as tensors, cut to the graph's own batch, with the number of real samples in each piece."""
         tensors = {name: torch.as_tensor(np.asarray(array), device=self.device) for name, array in inputs.items()}
         batch = self.graph.fixed_batch
         count = len(next(iter(tensors.values()))) if tensors else 0
@@ -178,13 +179,13 @@ def _joined(parts: list[tuple[dict[str, Tensor], int]], batch: int | None) -> di
         return {name: tensor.cpu().numpy() for name, tensor in parts[0][0].items()}
     assert batch is not None
     return {
-        name: np.concatenate([_cut(found[name], real, batch).cpu().numpy() for found, real in parts])
+        name: np.concatenate([cut_padding(found[name], real, batch).cpu().numpy() for found, real in parts])
         for name in parts[0][0]
     }
 
 
-def _cut(tensor: Tensor, real: int, batch: int) -> Tensor:
-    """The rows of real samples: the leading axis is the batch, or the batch times something."""
+def cut_padding(tensor: Tensor, real: int, batch: int) -> Tensor:
+    """The rows of `real` samples out of `batch`: the leading axis is the batch, or the batch times something."""
     if real == batch or tensor.ndim == 0 or tensor.shape[0] % batch:
         return tensor.reshape(1) if tensor.ndim == 0 else tensor
     return tensor[: tensor.shape[0] // batch * real]
