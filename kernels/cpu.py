@@ -16,6 +16,7 @@ KERNEL_DECIDING_FLAGS = (
 )  # fmt: skip
 VNNI_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
 _CACHE_ROOT = Path("/sys/devices/system/cpu/cpu0/cache")
+_GIB = 1 << 30
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -29,7 +30,7 @@ def this_cpu() -> DeviceIdentity:
         kind="cpu",
         name=name,
         cores=usable_cores(),
-        memory_bytes=int(psutil.virtual_memory().total),
+        memory_bytes=round(psutil.virtual_memory().total / _GIB) * _GIB,  # what a kernel keeps for itself varies
         isa=tuple(flag for flag in KERNEL_DECIDING_FLAGS if flag in flags),
         l2_bytes=_cache_bytes(2),
         l3_bytes=_cache_bytes(3),

@@ -20,11 +20,13 @@ class KernelSupport:
     """How one (op kind, precision) pair runs: `via` is the kernel's own compute format.
 
     `native`: the arithmetic is done in the stored format. `via_int8`: fewer stored bits on an 8-bit kernel, so
-    8-bit latency. `emulated`: correct but not faster than 8 bit; offered for its bytes only.
+    8-bit latency. `emulated`: correct but not faster than 8 bit; offered for its bytes only. `whole_groups`: the
+    kernel needs a reduction that the precision's group size divides.
     """
 
     kernel: str
     via: str = "native"
+    whole_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,12 @@ class HardwareProfile:
 
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         """Why the pair cannot run on this profile, as a sentence; None when it can."""
-        if (op.kind, precision.name) not in self.support:
+        support = self.support.get((op.kind, precision.name))
+        if support is None:
             offered = ", ".join(p.name for p in self.precisions(op.kind)) or "full precision only"
             return f"profile {self.slug!r} has no {op.kind} kernel for it; it runs {offered}"
         group = precision.group_size
-        if group is not None and isinstance(op, LinearShape) and op.k % group:
+        if support.whole_groups and group is not None and isinstance(op, LinearShape) and op.k % group:
             return f"groups of {group} weights do not divide its {op.k} inputs"
         return None
 
@@ -91,7 +94,7 @@ class HardwareProfile:
             "runtime": self.runtime,
             "runtime_version": self.runtime_version,
             "support": [
-                {"op": kind, "precision": name, "kernel": s.kernel, "via": s.via}
+                {"op": kind, "precision": name, "kernel": s.kernel, "via": s.via, "whole_groups": s.whole_groups}
                 for (kind, name), s in self.support.items()
             ],
             "recipes": [
@@ -111,7 +114,10 @@ class HardwareProfile:
             device=DeviceIdentity.from_json(data["device"]),
             runtime=data["runtime"],
             runtime_version=data["runtime_version"],
-            support={(s["op"], s["precision"]): KernelSupport(s["kernel"], s["via"]) for s in data["support"]},
+            support={
+                (s["op"], s["precision"]): KernelSupport(s["kernel"], s["via"], s.get("whole_groups", False))
+                for s in data["support"]
+            },
             recipes={(r["op"], r["precision"]): Recipe.from_json(r["recipe"]) for r in data["recipes"]},
             session_options=data["session_options"],
             tie_rules=tuple(data["tie_rules"]),

@@ -105,7 +105,8 @@ def measure_missing(
     refused: list[Refused] = []
     done = 0
     for chunk in _chunks(missing):
-        rows, timed = _measure_chunk(backend, profile, chunk, threads, protocol, run, refused)
+        within = None if progress is None else _within(progress, done, len(chunk), len(missing))
+        rows, timed = _measure_chunk(backend, profile, chunk, threads, protocol, run, refused, within)
         provenance["refused"] = [asdict(entry) for entry in refused]
         if timed is not None:
             _note(provenance, timed)
@@ -126,6 +127,7 @@ def _measure_chunk(
     protocol: Protocol,
     run: str,
     refused: list[Refused],
+    progress: Progress | None,
 ) -> tuple[list[LatencyRow], Interleaved | None]:
     built: dict[Pair, Runnable] = {}
     for op, precision in chunk:
@@ -142,6 +144,7 @@ def _measure_chunk(
         protocol=protocol,
         clock=backend.clock(threads),
         anchor=backend.anchor,
+        progress=progress,
     )
     rows: list[LatencyRow] = []
     for name, (op, precision) in names.items():
@@ -173,6 +176,11 @@ def _measure_chunk(
     return rows, timed
 
 
+def _within(progress: Progress, before: int, size: int, total: int) -> Progress:
+    """Progress of one chunk as pairs of the whole; its last pair is done only when its rows are."""
+    return lambda done, of: progress(before + min(size - 1, size * done // of), total)
+
+
 def _check(profile: HardwareProfile, threads: int, table: LatencyTable) -> None:
     if not profile.measurable_here:
         raise BackendUnavailable(
@@ -185,12 +193,16 @@ def _check(profile: HardwareProfile, threads: int, table: LatencyTable) -> None:
             hint="a latency with more threads than cores is the scheduler's, not the model's",
             code="threads_unavailable",
         )
-    ours = (profile.slug, profile.device, profile.runtime, profile.runtime_version)
-    theirs = (table.profile, table.device, table.runtime, table.runtime_version)
-    if ours != theirs:
-        differing = ", ".join(f"{a!r} is not {b!r}" for a, b in zip(theirs, ours, strict=True) if a != b)
+    facts = {
+        "profile": (table.profile, profile.slug),
+        "device": (table.device, profile.device),
+        "runtime": (table.runtime, profile.runtime),
+        "runtime version": (table.runtime_version, profile.runtime_version),
+    }
+    wrong = [f"{name} {theirs} is not {ours}" for name, (theirs, ours) in facts.items() if theirs != ours]
+    if wrong:
         raise BadTable(
-            f"the latency table belongs to another profile: {differing}",
+            f"the latency table belongs elsewhere: {'; '.join(wrong)}",
             hint="write rows of this device and runtime version to a table of their own",
             code="table_mismatch",
         )

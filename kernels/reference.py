@@ -115,12 +115,13 @@ def dynamic_quantizer(x: Array) -> tuple[float, int]:
 
 
 def quantize_rows(x: Array, group_size: int) -> tuple[Array, Array]:
-    """Symmetric int8 codes (M, K) of every row and group of K, and their scales (M, K / group_size)."""
+    """Symmetric int8 codes (M, K) of every row and group of K, and their scales (M, ceil(K / group_size))."""
     rows, width = x.shape
-    grouped = np.asarray(x, np.float32).reshape(rows, width // group_size, group_size)
+    padded = np.pad(np.asarray(x, np.float32), ((0, 0), (0, -width % group_size)))
+    grouped = padded.reshape(rows, -1, group_size)
     scale = np.abs(grouped).max(axis=2) / np.float32(127)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    return np.rint(grouped * inverse[:, :, None]).astype(np.int64).reshape(rows, width), scale
+    return np.rint(grouped * inverse[:, :, None]).astype(np.int64).reshape(rows, -1)[:, :width], scale
 
 
 def expected_output(layer: RandomLayer) -> Array:

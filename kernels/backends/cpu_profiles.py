@@ -55,7 +55,7 @@ def openvino_profile(device: DeviceIdentity | None = None) -> HardwareProfile:
         ("linear", "fp32"): (KernelSupport("FullyConnected:f32"), None),
         ("linear", "w8a8"): (KernelSupport("FullyConnected:i8"), recipes.linear_recipe(8, reduced_range=reduced)),
         ("linear", "w4a8"): (KernelSupport("FullyConnected:i8", "via_int8"), recipes.linear_recipe(4)),
-        ("linear", "w4a16-g32"): (KernelSupport("FullyConnected:i4-weights"), groups),
+        ("linear", "w4a16-g32"): (KernelSupport("FullyConnected:i4-weights", whole_groups=True), groups),
         ("embedding", "fp32"): (KernelSupport("Gather:f32"), None),
         ("embedding", "w8a16"): (KernelSupport("Gather:i8"), recipes.EMBEDDING_W8),
     }
