@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """(n, 1, 32, 32) images to (n, 10) logits: two convolutions make the tokens (Xiao et al. 2021), their mean is classified."""
+    """(n, 1, 32, 32) images to (n, 10) logits: two convolutions make the tokens (Xiao et al. 2021)."""
 
     def __init__(self) -> None:
         super().__init__()
