@@ -13,6 +13,7 @@ from search.errors import BadSubmission
 
 DEFAULT_METRICS = ("gauss_newton", "kl", "hessian_trace")
 TOLERANCES = ("loss", "accuracy_drop")
+GOAL_HINT = 'give one: "budgets": {"latency_ms": "0.6x"} or "tolerance": {"accuracy_drop": 0.005}'
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class Study:
     solver: str = "cbc"
 
 
+def require_goals(study: Study) -> None:
+    """Refuse targets with nothing to keep to. Stages that read no budgets are not told them, so only `check` asks."""
+    for target in study.targets:
+        if not target.budgets and target.tolerance is None:
+            raise BadSubmission(
+                f"target {target.hardware!r} has neither budgets nor a tolerance", hint=GOAL_HINT, code="bad_study"
+            )
+
+
 def parse_study(data: Mapping[str, Any]) -> Study:
     """A study from its JSON; raises `BadSubmission` (`bad_study`, `bad_budget`, `bad_operating_point`) with values."""
     targets = data.get("targets")
@@ -93,11 +103,9 @@ def _parse_target(data: Any) -> Target:
         raise BadSubmission(f"target {data!r} names no hardware", hint='add "hardware": "cpu-local"', code="bad_study")
     budgets = data.get("budgets") or {}
     tolerance = data.get("tolerance")
-    if bool(budgets) == bool(tolerance):
+    if budgets and tolerance:
         raise BadSubmission(
-            f"target {data['hardware']!r} needs either budgets or a tolerance, not {'both' if budgets else 'neither'}",
-            hint='"budgets": {"latency_ms": "0.6x"} or "tolerance": {"accuracy_drop": 0.005}',
-            code="bad_study",
+            f"target {data['hardware']!r} has budgets and a tolerance", hint=GOAL_HINT, code="bad_study"
         )
     return Target(
         hardware=data["hardware"],

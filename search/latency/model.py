@@ -52,8 +52,8 @@ def measure_model(
 ) -> MeasuredModel:
     """Rows and fit of one model on the device at hand; rows that `table` holds are not timed again.
 
-    Time does not depend on the values of the weights' codes, so without `candidates` they are finished on seeded noise. A
-    pair that the runtime did not run as asked has no row; layers left with full precision alone are in the fit's
+    Time does not depend on the values of the codes, so without `candidates` they are finished on seeded noise.
+    A pair that the runtime did not run as asked has no row; layers left with full precision alone are in the fit's
     constant, and its notes name both. Raises `BadSubmission` (`nothing_to_measure`) when no layer can be quantized.
     """
     report = progress or (lambda done, total, what: None)

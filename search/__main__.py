@@ -1,0 +1,225 @@
+"""The command line of the search, without service or database.
+
+    python -m search model.onnx --data d.npz --hardware cpu-local --latency 0.6x
+    python -m search measure --model model.onnx --hardware cpu-local --out measured/
+    python -m search audit any.onnx
+
+Exit status: 0 verdict reached, 2 the submission is wrong, 4 the budgets cannot be met.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kernels.errors import KernelsError
+from kernels.operating_point import OperatingPoint
+from kernels.registry import backend_for, load_profile
+from search.artifact.audit import audit_file
+from search.errors import BadSubmission, SearchError
+from search.latency.model import measure_model
+from search.onnx_import import load_graph
+from search.pipeline import STAGES
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+USER_ERROR, INFEASIBLE = 2, 4
+
+Threads = Annotated[int, typer.Option(help="Compute threads of the operating point.")]
+Batch = Annotated[int, typer.Option(help="Batch size of the operating point.")]
+Dims = Annotated[list[str] | None, typer.Option("--dim", help="Value of a dynamic dimension, name=value.")]
+Hardware = Annotated[str, typer.Option(help="Hardware profile: cpu-local, cpu-local-openvino or a profile file.")]
+
+
+@app.command()
+def run(
+    model: Annotated[Path, typer.Argument(help="The ONNX file.")],
+    data: Annotated[Path | None, typer.Option(help="Samples: .npz or .safetensors named after the inputs.")] = None,
+    hardware: Annotated[list[str] | None, typer.Option(help="Hardware profile; may be given several times.")] = None,
+    latency: Annotated[str | None, typer.Option(help='Latency budget: milliseconds or "0.6x".')] = None,
+    size: Annotated[str | None, typer.Option(help='Size budget: bytes or "0.3x".')] = None,
+    bops: Annotated[str | None, typer.Option(help="Bit-operations budget.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Peak memory budget in bytes.")] = None,
+    accuracy_drop: Annotated[float | None, typer.Option(help="Instead of budgets: accuracy that may be lost.")] = None,
+    batch: Batch = 1,
+    threads: Threads = 1,
+    dims: Dims = None,
+    pin: Annotated[list[str] | None, typer.Option(help="Fix a layer: name=precision.")] = None,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the report and the artifacts.")] = Path("bitwright-out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
+) -> None:
+    """Search one model to its verdict: scan, measure, solve, build, run, choose."""
+    asked = {"latency_ms": latency, "size_bytes": size, "bops": bops, "peak_memory_bytes": memory}
+    budgets = {resource: value for resource, value in asked.items() if value is not None}
+    target: dict[str, Any] = {
+        "operating_point": {"batch": batch, "threads": threads, "dims": _pairs(dims or [], int)},
+        "budgets": budgets,
+    }
+    if accuracy_drop is not None:
+        target["tolerance"] = {"accuracy_drop": accuracy_drop}
+    spec = {
+        "targets": [{**target, "hardware": name} for name in hardware or ["cpu-local"]],
+        "seed": seed,
+        "options": {"pins": _pairs(pin or [], str)},
+    }
+    with tempfile.TemporaryDirectory(prefix="bitwright-") as scratch:
+        folder = Path(scratch)
+        with _clear_errors():
+            _copy_inputs(model, data, folder)
+            for name, stage in STAGES.items():
+                with _bar(name) as progress:
+                    done = stage(spec, folder, progress)
+        out.mkdir(parents=True, exist_ok=True)
+        for name in done["outputs"]:
+            shutil.move(folder / name, out / name)
+        report = json.loads((out / "report.json").read_text())
+    if as_json:
+        print(json.dumps(done["summary"]))
+    else:
+        _show(report, out)
+    if all(verdict["verdict"] == "infeasible" for verdict in done["summary"]["verdicts"]):
+        raise typer.Exit(INFEASIBLE)
+
+
+@app.command()
+def measure(
+    model: Annotated[Path, typer.Option(help="The ONNX file.")],
+    hardware: Hardware = "cpu-local",
+    out: Annotated[Path, typer.Option(help="Folder for latency_table.json and latency_fit.json.")] = Path("measured"),
+    batch: Batch = 1,
+    threads: Threads = 1,
+    dims: Dims = None,
+    seed: int = 0,
+) -> None:
+    """Only the device part: every distinct op of the model, whole networks, and the fit between them."""
+    with _clear_errors():
+        profile = load_profile(hardware)
+        point = OperatingPoint(batch=batch, threads=threads, dims=tuple(sorted(_pairs(dims or [], int).items())))
+        with _bar("measure") as progress:
+            measured = measure_model(
+                load_graph(model),
+                profile,
+                backend_for(profile),
+                point,
+                seed=seed,
+                progress=lambda done, total, what: progress(done, total, what, "measure"),
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "latency_table.json").write_text(json.dumps(measured.table.to_json(), indent=1))
+    (out / "latency_fit.json").write_text(json.dumps(measured.fit.to_json(), indent=1))
+    console.print(
+        f"{len(measured.table.rows)} rows, leave-one-out error {100 * measured.fit.loo_mape:.1f} % "
+        f"(at most {100 * measured.fit.loo_max:.1f} %) → {out}"
+    )
+
+
+@app.command()
+def audit(
+    model: Annotated[Path, typer.Argument(help="Any ONNX file.")],
+    runtime: Annotated[str, typer.Option(help="onnxruntime or openvino.")] = "onnxruntime",
+    threads: Threads = 1,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """What a runtime really executes of a file: which layers run quantized, which do not, and why not."""
+    with _clear_errors():
+        found = audit_file(model, runtime, threads)
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    table = Table("layer", "executed", "quantized")
+    for row in found.layers:
+        table.add_row(row.layer, row.executed, "yes" if row.is_quantized else "no")
+    console.print(table)
+    for finding in found.findings:
+        console.print(f"• {finding.sentence}", markup=False)
+
+
+def _copy_inputs(model: Path, data: Path | None, folder: Path) -> None:
+    for path in filter(None, (model, data)):
+        if not path.is_file():
+            raise BadSubmission(f"there is no file {path}", hint="check the path", code="file_missing")
+    shutil.copyfile(model, folder / "model.onnx")
+    for external in model.parent.glob(f"{model.name}*"):
+        if external != model and external.is_file():
+            shutil.copyfile(external, folder / external.name)
+    if data is not None:
+        shutil.copyfile(data, folder / f"dataset{data.suffix}")
+
+
+def _pairs(items: list[str], kind: type) -> dict[str, Any]:
+    found = {}
+    for item in items:
+        name, equals, value = item.rpartition("=")
+        try:
+            found[name] = kind(value)
+        except ValueError:
+            equals = ""
+        if not (name and equals):
+            raise typer.BadParameter(f"{item!r} is not name={kind.__name__}")
+    return found
+
+
+@contextmanager
+def _clear_errors() -> Iterator[None]:
+    try:
+        yield
+    except (SearchError, KernelsError) as error:
+        console.print(f"[bold red]{error.code}[/]", end=" ")
+        console.print(error.message, markup=False, highlight=False)
+        if error.hint:
+            console.print(f"hint: {error.hint}", markup=False, highlight=False)
+        raise typer.Exit(USER_ERROR) from error
+
+
+@contextmanager
+def _bar(stage: str) -> Iterator[Any]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(stage, total=None)
+
+        def report(done: int, total: int, unit: str, message: str) -> None:
+            progress.update(task, completed=done, total=total, description=f"{stage}: {message}"[:48])
+
+        yield report
+        progress.update(task, completed=1, total=1)
+
+
+def _show(report: dict[str, Any], out: Path) -> None:
+    for target in report["targets"]:
+        table = Table("assembly", "measured ms", "predicted ms", "MB", f"loss (select), {report['loss']['unit']}")
+        for row in target["assemblies"]:
+            measured = f"{row['measured']['median_ms']:.3f}" if row["measured"] else "–"
+            table.add_row(
+                ("★ " if row["name"] == target["verdict"]["chosen"] else "") + row["name"],
+                measured,
+                f"{row['predicted'].get('latency_ms', float('nan')):.3f}",
+                f"{row['size_bytes'] / 1e6:.3f}",
+                "discarded" if row["select"] is None else f"{row['select']['loss']['value']:.3g}",
+            )
+        console.print(table)
+        console.print(f"{target['hardware']}: {target['verdict']['kind']}: {target['verdict']['sentence']}")
+    console.print(f"report and artifacts: {out}")
+
+
+def main() -> None:
+    """`python -m search model.onnx …` is short for `python -m search run model.onnx …`."""
+    commands = {"run", "measure", "audit"}
+    if len(sys.argv) > 1 and sys.argv[1] not in commands and not sys.argv[1].startswith("-"):
+        sys.argv.insert(1, "run")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""Evaluating one target: build, audit, run and time every plan; *select* chooses, *report* is published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.backends.base import Backend, LoadedModel
+from kernels.microbench import Protocol, measure_interleaved
+from kernels.registry import backend_for
+from kernels.stopwatch import Timing
+from search.artifact.audit import audit_model
+from search.artifact.bundle import Bundle, write_bundle
+from search.assemble import assemble
+from search.candidate_set import CandidateSet
+from search.chunking import chunk_size
+from search.dataset import Dataset, Splits
+from search.evaluation.estimate import Estimate, estimate_difference
+from search.evaluation.quality import Quality, assess, run_in_chunks
+from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide
+from search.latency.measure import random_inputs
+from search.model_loss import LossKind, ModelLoss
+from search.plan import PlannedAssembly, Source
+from search.planning import TargetCosts
+from search.refit import refit_sequentially
+from search.sensitivity.estimate import Sensitivity
+from search.simulator import Simulator
+from search.solving import tightened
+from search.study import Study, Target
+
+Progress = Callable[[int, int, str], None]
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+ROUNDS = 3
+"""How often allocations are solved again with a tighter latency limit when none meets it as measured."""
+MARGIN = 0.99
+PROTOCOL = Protocol(arm_seconds=0.6)
+
+
+@dataclass(frozen=True)
+class TargetEvaluation:
+    """All that was built for one target and what became of it.
+
+    `report` holds qualities on the report split by plan name; `against_runner_up` is the paired difference of losses,
+    chosen minus the best plain assembly. `files` are the artifacts delivered, by name in the study's folder.
+    """
+
+    target: Target
+    limits: Mapping[str, float]
+    evaluated: tuple[Evaluated, ...]
+    report: Mapping[str, Quality]
+    verdict: Verdict
+    against_runner_up: Estimate | None
+    solved: Mapping[str, Any]
+    files: tuple[str, ...]
+    measured: bool
+
+    def verdict_json(self) -> dict[str, Any]:
+        return {
+            "verdict": self.verdict.kind.value,
+            "chosen": self.verdict.chosen,
+            "runner_up": self.verdict.runner_up,
+            "sentence": self.verdict.sentence,
+            "infeasible": self.solved.get("infeasible"),
+        }
+
+
+@dataclass
+class Workbench:
+    """Builds and runs the assemblies of one target; keeps every loaded model until the timing is done."""
+
+    index: int
+    target: Target
+    costs: TargetCosts
+    simulator: Simulator
+    candidates: CandidateSet
+    loss: ModelLoss
+    splits: Splits
+    folder: Path
+    backend: Backend | None
+
+    def __post_init__(self) -> None:
+        self.bundles: dict[str, Bundle] = {}
+        self.models: dict[str, LoadedModel] = {}
+        self.chunk = chunk_size(self.costs.graph, self.splits.select)
+        self.classes = next(
+            ((output.output, output.class_axis) for output in self.loss.outputs if output.kind is LossKind.SOFTMAX_KL),
+            None,
+        )
+        self._reference: dict[int, Arrays] = {}
+
+    def build(self, plan: PlannedAssembly) -> Evaluated:
+        """The plan assembled, refitted on its own quantized upstream, written, audited and run on *select*."""
+        graph, profile, point = self.costs.graph, self.costs.profile, self.target.point
+        assembly = assemble(graph, plan.precisions, self.candidates)
+        if assembly.candidates:
+            assembly = refit_sequentially(self.simulator, assembly, self.splits.calibrate.chunks(self.chunk))
+        folder = self.folder / f"build_{self.index}_{len(self.bundles)}"
+        bundle = write_bundle(folder, graph, assembly, profile, point)
+        self.bundles[plan.name] = bundle
+        discarded = None
+        if self.backend is not None:
+            audit = audit_model(
+                bundle.model_path.read_bytes(),
+                point.threads,
+                profile.session_options,
+                expected={name: assembly.precision_of(name) for name in self._layers()},
+                graph=graph,
+                runtime=profile.runtime,
+            )
+            discarded = None if audit.ok else "; ".join(finding.sentence for finding in audit.findings)
+            self.models[plan.name] = self.backend.load_model(bundle.model_path, point.threads, profile.session_options)
+            outputs = run_in_chunks(self.models[plan.name].run, self.splits.select, self._run_chunk(plan))
+        else:
+            outputs = run_in_chunks(
+                lambda chunk: self.simulator.run(chunk, assembly), self.splits.select, self._run_chunk(plan)
+            )
+        return Evaluated(plan, bundle.size_bytes, None, self._assess(outputs, self.splits.select), discarded)
+
+    def time(self, names: Sequence[str], progress: Progress) -> dict[str, Timing]:
+        """End-to-end latencies, all models taking turns in one run."""
+        inputs = self._timing_inputs()
+
+        def arm(model: LoadedModel) -> Callable[[], None]:
+            return lambda: void(model.run(inputs))
+
+        return measure_interleaved(
+            {name: arm(self.models[name]) for name in names},
+            threads=self.target.point.threads,
+            protocol=PROTOCOL,
+            progress=lambda done, total: progress(done, total, "time end to end"),
+        )
+
+    def quality(self, plan: PlannedAssembly, data: Dataset) -> Quality:
+        """Quality of an already built plan on another split."""
+        if self.backend is not None:
+            outputs = run_in_chunks(self.models[plan.name].run, data, self._run_chunk(plan))
+        else:
+            assembly = refit_sequentially(
+                self.simulator,
+                assemble(self.costs.graph, plan.precisions, self.candidates),
+                self.splits.calibrate.chunks(self.chunk),
+            )
+            outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self._run_chunk(plan))
+        return self._assess(outputs, data)
+
+    def close(self) -> None:
+        for model in self.models.values():
+            model.close()
+
+    def _layers(self) -> list[str]:
+        return [layer for group in self.costs.groups for layer in group.layers]
+
+    def _run_chunk(self, plan: PlannedAssembly) -> int:
+        """Dynamic ranges depend on the samples that share a batch, so those are assessed as they will be served."""
+        is_dynamic = any(name.endswith("-dynamic") for name in plan.precisions.values())
+        return self.target.point.batch if is_dynamic else self.chunk
+
+    def _assess(self, outputs: Arrays, data: Dataset) -> Quality:
+        if id(data) not in self._reference:
+            run = self.models["fp32"].run if "fp32" in self.models else self.simulator.run
+            self._reference[id(data)] = run_in_chunks(run, data, self.chunk)
+        return assess(outputs, self._reference[id(data)], data, self.loss, self.classes)
+
+    def _timing_inputs(self) -> dict[str, np.ndarray[Any, Any]]:
+        """One batch of real samples where they have the operating point's shapes, seeded noise where not."""
+        shapes = self.costs.shapes.tensor_shapes
+        count = self.target.point.batch
+        data = self.splits.select
+        real = {name: np.resize(array, (count, *array.shape[1:])) for name, array in data.inputs.items()}
+        if all(array.shape == tuple(shapes[name]) for name, array in real.items()):
+            return real
+        return random_inputs(self.costs.graph, self.costs.shapes)
+
+
+def void(_: object) -> None:
+    """Drop a result inside a timed arm."""
+
+
+def evaluate_target(
+    index: int,
+    target: Target,
+    study: Study,
+    costs: TargetCosts,
+    plans: Sequence[PlannedAssembly],
+    solved: Mapping[str, Any],
+    simulator: Simulator,
+    candidates: CandidateSet,
+    sensitivities: Mapping[str, Sensitivity],
+    loss: ModelLoss,
+    splits: Splits,
+    folder: Path,
+    progress: Progress,
+) -> TargetEvaluation:
+    """Everything of one target from plans to verdict; artifacts of the chosen assembly are left in `folder`."""
+    backend = backend_for(costs.profile) if costs.profile.measurable_here else None
+    bench = Workbench(index, target, costs, simulator, candidates, loss, splits, folder, backend)
+    try:
+        evaluated: list[Evaluated] = []
+        for done, plan in enumerate(plans):
+            progress(done, len(plans), f"build {plan.name}")
+            evaluated.append(bench.build(plan))
+        evaluated, limits = _timed(bench, evaluated, target, solved["limits"], progress)
+        for _ in range(ROUNDS):
+            again = _solved_again(bench, evaluated, limits, sensitivities, study)
+            if not again:
+                break
+            evaluated += [bench.build(plan) for plan in again]
+            evaluated, limits = _timed(bench, evaluated, target, solved["limits"], progress)
+        verdict = decide(evaluated, limits, loss.unit)
+        report = {
+            item.plan.name: bench.quality(item.plan, splits.report) for item in evaluated if item.discarded is None
+        }
+        difference = None
+        if verdict.kind is VerdictKind.CHOSEN and verdict.chosen and verdict.runner_up:
+            first, second = report[verdict.chosen], report[verdict.runner_up]
+            difference = estimate_difference(first.losses, second.losses, first.groups, study.seed)
+        files = _deliver(bench, verdict, folder, index)
+    finally:
+        bench.close()
+    return TargetEvaluation(
+        target, limits, tuple(evaluated), report, verdict, difference, solved, files, backend is not None
+    )
+
+
+def _timed(
+    bench: Workbench,
+    evaluated: Sequence[Evaluated],
+    target: Target,
+    limits: Mapping[str, float],
+    progress: Progress,
+) -> tuple[list[Evaluated], dict[str, float]]:
+    """All assemblies with their latency from one interleaved run, and limits that are multiples of that run's fp32."""
+    resolved = dict(limits)
+    if bench.backend is None:
+        return list(evaluated), resolved
+    names = [item.plan.name for item in evaluated if item.discarded is None]
+    timings = bench.time(names, progress)
+    for budget in target.budgets:
+        if budget.resource == "latency_ms" and budget.times is not None and "fp32" in timings:
+            resolved["latency_ms"] = budget.times * timings["fp32"].median_us / 1000
+    return [replace(item, latency=timings.get(item.plan.name)) for item in evaluated], resolved
+
+
+def _solved_again(
+    bench: Workbench,
+    evaluated: Sequence[Evaluated],
+    limits: Mapping[str, float],
+    sensitivities: Mapping[str, Sensitivity],
+    study: Study,
+) -> list[PlannedAssembly]:
+    """New plans under a tighter latency limit, when no mixed assembly meets the limit as measured."""
+    if "latency_ms" not in limits or bench.backend is None:
+        return []
+    mixed = [item for item in evaluated if item.plan.source in (Source.METRIC, Source.FRONT) and not item.discarded]
+    if not mixed or any(item.meets(limits) for item in mixed):
+        return []
+    known = {frozenset(item.plan.precisions.items()) for item in evaluated}
+    nearest = min(mixed, key=lambda item: item.latency_ms)
+    factor = MARGIN * min(1.0, nearest.plan.predicted["latency_ms"] / nearest.latency_ms)
+    found = []
+    for sensitivity in sensitivities.values():
+        plan = tightened(bench.costs, sensitivity, study, limits, factor)
+        if plan is not None and frozenset(plan.precisions.items()) not in known:
+            known.add(frozenset(plan.precisions.items()))
+            found.append(plan)
+    return found
+
+
+def _deliver(bench: Workbench, verdict: Verdict, folder: Path, index: int) -> tuple[str, ...]:
+    """The chosen bundle's files under flat names; the folders of all builds are removed."""
+    files: list[str] = []
+    if verdict.chosen is not None:
+        for path in bench.bundles[verdict.chosen].paths:
+            name = f"artifact_{index}{path.suffix}" if path.suffix == ".onnx" else f"{path.stem}_{index}{path.suffix}"
+            path.rename(folder / name)
+            files.append(name)
+    for bundle in bench.bundles.values():
+        bundle.remove()
+    return tuple(files)

@@ -1,0 +1,279 @@
+"""model + data → graph → finished candidates → sensitivity ∥ latency table → allocation → evaluation → report.
+
+Five stages, each a function from a study's JSON and a folder of files to more files in it. They run in one process
+(`python -m search`), or each in its own sandboxed child under a service; they know neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.hardware_profile import HardwareProfile
+from kernels.registry import backend_for, load_profile
+from search.artifact.sizes import fixed_size_bytes, layer_size_bytes
+from search.candidate_set import CandidateSet
+from search.candidates import finish_candidates
+from search.chunking import chunk_size
+from search.dataset import Dataset, Splits, load_dataset, split_dataset
+from search.errors import BadSubmission, UnsupportedOp
+from search.evaluation.evaluate import evaluate_target
+from search.graph import Graph
+from search.groups import LayerGroup, group_layers
+from search.latency.costs import latency_costs
+from search.latency.model import measure_model
+from search.losses import infer_losses
+from search.memory import memory_steps
+from search.onnx_import import operating_shapes
+from search.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.plan import without_repeats
+from search.planning import TargetCosts
+from search.recipes import recipes_for
+from search.report.document import report_document, target_document
+from search.report.html import render_html
+from search.scanning import normalised_loss, scan_metrics
+from search.simulator import Simulator
+from search.solving import plan_target
+from search.study import Study, Target, parse_study, require_goals
+from search.study_folder import StudyFolder
+from search.synthetic_data import synthesize
+from search.torch_simulator import TorchSimulator
+
+Spec = Mapping[str, Any]
+Progress = Callable[[int, int, str, str], None]
+StageFunction = Callable[[Spec, Path, Progress], dict[str, Any]]
+SYNTHETIC_SAMPLES = 384
+
+
+def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
+    """Model, data and request are read and fit together; nothing is computed yet."""
+    folder, study = StudyFolder(path), parse_study(spec)
+    require_goals(study)
+    graph = folder.graph()
+    data = _data(folder, graph, study)
+    for target in study.targets:
+        operating_shapes(graph, target.point)
+    known = {layer.name for layer in graph.layers}
+    if unknown := sorted(set(study.pins) - known):
+        raise BadSubmission(
+            f"pins name layers the model does not have: {unknown}",
+            hint=f"layers: {sorted(known)}",
+            code="layer_unknown",
+        )
+    document = {
+        "sha256": graph.sha256,
+        "opset": graph.opset,
+        "notes": list(graph.notes),
+        "samples": len(data),
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind.value,
+                "weights": layer.weight_count,
+                "unquantized_reason": layer.unquantized_reason,
+            }
+            for layer in graph.layers
+        ],
+        "unquantized": [vars(item) for item in graph.unquantized],
+    }
+    progress(1, 1, "model", "checked")
+    return {
+        "outputs": [folder.write_json("graph.json", document)],
+        "summary": {"layers": len(graph.layers), "samples": len(data)},
+    }
+
+
+def scan(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
+    """Finished candidates and what each loses, for every precision any target runs. Independent of hardware speed."""
+    folder, study = StudyFolder(path), parse_study(spec)
+    graph = folder.graph()
+    data, splits = _splits(folder, graph, study)
+    simulator = _simulator(graph)
+    size = chunk_size(graph, data)
+    recipes = recipes_for(graph, [load_profile(target.hardware) for target in study.targets], study.precisions)
+    candidates = finish_candidates(
+        simulator,
+        recipes,
+        splits.calibrate.chunks(size),
+        progress=lambda done, total: progress(done, total, "candidates", "calibrate and refit"),
+    )
+    sample = splits.calibrate.chunks(min(size, len(splits.calibrate)))[0]
+    loss = infer_losses(graph, simulator.run(sample), study.losses)
+    groups = _groups(graph, candidates)
+    chunks = _first(splits.calibrate, study.scan_samples).chunks(size)
+    loss = normalised_loss(loss, simulator, groups, candidates, chunks)
+    sensitivities, notes = scan_metrics(
+        study.metrics,
+        simulator,
+        groups,
+        candidates,
+        loss,
+        chunks,
+        seed=study.seed,
+        progress=lambda done, total: progress(done, total, "candidates", "scan sensitivity"),
+    )
+    return {
+        "outputs": folder.save_scan(candidates, sensitivities, loss),
+        "summary": {
+            "candidates": len(candidates.candidates),
+            "metrics": list(sensitivities),
+            "samples": candidates.samples,
+            "excluded": len(candidates.excluded),
+            "notes": list(notes),
+        },
+    }
+
+
+def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
+    """The latency table's missing rows and the end-to-end fit, for each target whose device is this machine."""
+    folder, study = StudyFolder(path), parse_study(spec)
+    graph = folder.graph()
+    outputs: list[str] = []
+    summary: dict[str, Any] = {}
+    for index, target in _targets(spec, study):
+        profile = load_profile(target.hardware)
+        if not profile.measurable_here:
+            summary[target.hardware] = "not at hand: no row was measured"
+            continue
+        measured = measure_model(
+            graph,
+            profile,
+            backend_for(profile),
+            target.point,
+            table=folder.latency_table(index),
+            seed=study.seed,
+            progress=lambda done, total, what: progress(done, total, what, "measure"),
+        )
+        outputs.append(folder.write_json(f"latency_table_{index}.json", measured.table.to_json()))
+        outputs.append(folder.write_json(f"latency_fit_{index}.json", measured.fit.to_json()))
+        summary[target.hardware] = {
+            "rows": len(measured.table.rows),
+            "loo_mape": measured.fit.loo_mape,
+            "loo_max": measured.fit.loo_max,
+        }
+    return {"outputs": outputs, "summary": summary}
+
+
+def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
+    """Allocations of every metric under the budgets, baselines, and the Pareto front, for each target."""
+    folder, study = StudyFolder(path), parse_study(spec)
+    graph, sensitivities = folder.graph(), folder.sensitivities()
+    outputs: list[str] = []
+    summary: dict[str, Any] = {}
+    for index, target in _targets(spec, study):
+        costs = _costs(folder, graph, index, target)
+        solved = plan_target(costs, sensitivities, target, study, full_precision_us=_full_precision_us(folder, index))
+        plans, same_as = without_repeats(solved.plans)
+        outputs.append(folder.save_plans(index, plans, {**solved.to_json(), "same_as": same_as}))
+        summary[target.hardware] = {"plans": len(plans), "infeasible": solved.infeasible is not None}
+        progress(index + 1, len(study.targets), "targets", "solve")
+    return {"outputs": outputs, "summary": summary}
+
+
+def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
+    """Finalists built, audited, run and timed; one chosen per target; the report and the artifacts."""
+    folder, study = StudyFolder(path), parse_study(spec)
+    graph = folder.graph()
+    data, splits = _splits(folder, graph, study)
+    candidates, loss, sensitivities = folder.candidates(), folder.loss(), folder.sensitivities()
+    simulator = _simulator(graph)
+    documents, outputs, verdicts = [], [], []
+    for index, target in _targets(spec, study):
+        costs = _costs(folder, graph, index, target)
+        plans, solved = folder.plans(index)
+        evaluation = evaluate_target(
+            index,
+            target,
+            study,
+            costs,
+            plans,
+            solved,
+            simulator,
+            candidates,
+            sensitivities,
+            loss,
+            splits,
+            folder.path,
+            progress=lambda done, total, what: progress(done, total, "assemblies", what),
+        )
+        outputs += evaluation.files
+        documents.append(
+            target_document(evaluation, costs, folder.latency_fit(index), sensitivities, study, candidates)
+        )
+        verdicts.append({"hardware": target.hardware, **evaluation.verdict_json()})
+    report = report_document(graph, study, data, splits, loss, documents)
+    outputs.append(folder.write_json("report.json", report))
+    (folder.path / "report.html").write_text(render_html(report))
+    fronts = [{"hardware": d["hardware"], "front": d["front"], "assemblies": d["assemblies"]} for d in documents]
+    outputs += ["report.html", folder.write_json("front.json", fronts)]
+    return {"outputs": outputs, "summary": {"verdicts": verdicts}}
+
+
+STAGES: Mapping[str, StageFunction] = {
+    "check": check,
+    "scan": scan,
+    "measure": measure,
+    "solve": solve,
+    "evaluate": evaluate,
+}
+"""In the order of their arrows; `scan` and `measure` do not need each other."""
+
+
+def _targets(spec: Spec, study: Study) -> list[tuple[int, Target]]:
+    """All targets, or the one a stage was given by its index."""
+    chosen = spec.get("target")
+    return [(index, target) for index, target in enumerate(study.targets) if chosen is None or index == chosen]
+
+
+def _simulator(graph: Graph) -> Simulator:
+    """Our differentiable program where it knows every op, ONNX Runtime's forwards otherwise."""
+    try:
+        return TorchSimulator(graph)
+    except UnsupportedOp:
+        return OnnxRuntimeSimulator(graph)
+
+
+def _data(folder: StudyFolder, graph: Graph, study: Study) -> Dataset:
+    path = folder.dataset_path()
+    return load_dataset(path, graph) if path else synthesize(graph, SYNTHETIC_SAMPLES, study.seed)
+
+
+def _splits(folder: StudyFolder, graph: Graph, study: Study) -> tuple[Dataset, Splits]:
+    data = _data(folder, graph, study)
+    return data, split_dataset(data, study.seed)
+
+
+def _first(data: Dataset, count: int) -> Dataset:
+    return data.take(np.arange(min(count, len(data))))
+
+
+def _groups(graph: Graph, candidates: CandidateSet) -> tuple[LayerGroup, ...]:
+    """Groups that have a decision to make: every layer of theirs has a candidate."""
+    return tuple(group for group in group_layers(graph) if all(candidates.precisions(name) for name in group.layers))
+
+
+def _costs(folder: StudyFolder, graph: Graph, index: int, target: Target) -> TargetCosts:
+    profile: HardwareProfile = load_profile(target.hardware)
+    shapes = operating_shapes(graph, target.point)
+    candidates = folder.candidates()
+    groups = _groups(graph, candidates)
+    fit = folder.latency_fit(index)
+    wants_memory = any(budget.resource == "peak_memory_bytes" for budget in target.budgets)
+    return TargetCosts(
+        graph=graph,
+        shapes=shapes,
+        profile=profile,
+        groups=groups,
+        sizes=layer_size_bytes(graph, candidates, profile),
+        fixed_size_bytes=fixed_size_bytes(graph),
+        latency=None if fit is None else latency_costs(fit, groups),
+        memory=memory_steps(graph, shapes) if wants_memory else (),
+    )
+
+
+def _full_precision_us(folder: StudyFolder, index: int) -> float | None:
+    fit = folder.latency_fit(index)
+    return None if fit is None else next(run.median_us for run in fit.runs if not run.precisions)
