@@ -107,6 +107,17 @@ class ModelLoss:
         rows = [_factor(loss, reference, outputs, inputs or {}) / math.sqrt(loss.norm) for loss in self.outputs]
         return torch.cat([row.reshape(len(row), -1) for row in rows], dim=1)
 
+    def fisher_probe(
+        self, reference: Tensors, generator: torch.Generator, inputs: Tensors | None = None
+    ) -> torch.Tensor:
+        """Random s (n, K) with E[s sᵀ] acting as identity on factors: s·a is the change of −log-likelihood of a draw.
+
+        Labels are drawn from the model itself (softmax and sigmoid kinds), so E‖∂(s·a)/∂w‖² is the Fisher trace;
+        `mse` and `cosine`, which have no likelihood, get random signs.
+        """
+        parts = [_probe(loss, reference, generator) for loss in self.outputs]
+        return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+
     def factor(
         self, reference: Arrays, outputs: Arrays, inputs: Arrays | None = None, *, sketch_seed: int = 0
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -224,6 +235,21 @@ def _factor(loss: OutputLoss, reference: Tensors, outputs: Tensors, inputs: Tens
         direction = y / length
         a = (z - (z * direction).sum(-1, keepdim=True) * direction) / length
     return a * _weights(loss, _rows(loss, before), inputs).sqrt().unsqueeze(-1)
+
+
+def _probe(loss: OutputLoss, reference: Tensors, generator: torch.Generator) -> torch.Tensor:
+    before = reference[loss.output].detach()
+    if loss.kind is LossKind.SOFTMAX_KL:
+        p = _log_probabilities(loss, before).exp()
+        label = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator).reshape(*p.shape[:-1], 1)
+        drawn = torch.zeros_like(p).scatter_(-1, label.to(p.device), 1.0)
+        return drawn / p.clamp_min(_TINY).sqrt()
+    if loss.kind is LossKind.SIGMOID_KL:
+        p = torch.sigmoid(_logits(loss, before))
+        drawn = torch.bernoulli(p.cpu(), generator=generator).to(p.device)
+        return (drawn - p) / (p * (1.0 - p)).clamp_min(_TINY).sqrt()
+    rows = _rows(loss, before)
+    return (torch.randint(0, 2, rows.shape, generator=generator).double() * 2.0 - 1.0).to(rows.device)
 
 
 def _sketch(rows: Array, seed: int) -> Array:

@@ -1,6 +1,6 @@
 """Scan: one forward per (group, precision) on finished candidates, for the metrics `kl` and `gauss_newton`.
 
-`kl` is ZeroQ's sensitivity (Cai et al. 2020, eq. 2) on real data: the loss between the full-precision model and the
+`kl` is ZeroQ's sensitivity (Cai et al. 2020) on real data: the loss between the full-precision model and the
 model with one group quantized. `gauss_newton` adds what pairs do to each other, ½·E[zᵀ(diag p − ppᵀ)z′] of their
 output changes z, from the same forwards; see `search.sensitivity.scan_rows`.
 """
