@@ -19,6 +19,7 @@ from kernels.errors import UnsupportedPrecision
 from kernels.precision import Precision
 from kernels.recipe import Granularity, Numerics, Recipe
 from search.affine_fit import PairMoments
+from search.artifact import qdq
 from search.assembly import ActivationQuantizer, Candidate, QuantizedWeight
 from search.calibration import Calibration, calibrate
 from search.candidate_set import CandidateSet
@@ -98,7 +99,7 @@ def split_recipes(
     excluded: list[Unquantized] = []
     for (name, precision), recipe in recipes.items():
         layer = graph.layer(name)
-        reason = why_not(layer, recipe)
+        reason = why_not(layer, recipe) or qdq.why_not(graph, layer, Precision(precision), recipe)
         if reason is None:
             makeable[name, precision] = recipe
         else:

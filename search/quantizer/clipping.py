@@ -18,8 +18,11 @@ ACTIVATION_RULES = ("min-max", "mse", "percentile-99.9", "percentile-99.99", "en
 
 # Scales tried by the MSE rule, as a share of the one that reaches the largest magnitude at the edge of the last code.
 MSE_SHARES = np.linspace(0.3, 1.15, 35)
-# Range ends tried by the MSE rule of activations, as a share of the observed minimum and maximum.
-_RANGE_SHARES = np.linspace(0.2, 1.0, 33)
+# Range ends tried by the MSE rule of activations, as a share of the observed minimum and maximum; single outliers can
+# reach a hundred times further than the rest. Then each end alone, as a share of where the search stands.
+_RANGE_SHARES = np.geomspace(0.01, 1.0, 48)
+_END_SHARES = np.append(np.geomspace(0.6, 1.7, 16), 1.0)
+_END_ROUNDS = 2
 _ENTROPY_THRESHOLDS = 64
 
 
@@ -133,12 +136,22 @@ def range_error(histogram: Histogram, low: Array, high: Array, numerics: Numeric
 
 
 def _mse_range(histogram: Histogram, numerics: Numerics) -> tuple[float, float]:
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
-    if numerics.symmetric or low == 0 or high == 0:
-        lows, highs = low * _RANGE_SHARES, high * _RANGE_SHARES
-    else:
-        coarse = _RANGE_SHARES[::2]
-        lows, highs = np.repeat(low * coarse, len(coarse)), np.tile(high * coarse, len(coarse))
+    """Both ends by one share of what was observed, or by one magnitude; then each end alone around what was found."""
+    observed = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    reach = max(-observed[0], observed[1]) * _RANGE_SHARES
+    lows = np.concatenate([observed[0] * _RANGE_SHARES, np.maximum(-reach, observed[0])])
+    highs = np.concatenate([observed[1] * _RANGE_SHARES, np.minimum(reach, observed[1])])
+    low, high = _best(histogram, numerics, lows, highs)
+    if numerics.symmetric or observed[0] == 0 or observed[1] == 0:
+        return low, high
+    for _ in range(_END_ROUNDS):
+        low, high = _best(histogram, numerics, np.maximum(low * _END_SHARES, observed[0]), high)
+        low, high = _best(histogram, numerics, low, np.minimum(high * _END_SHARES, observed[1]))
+    return low, high
+
+
+def _best(histogram: Histogram, numerics: Numerics, lows: Array | float, highs: Array | float) -> tuple[float, float]:
+    lows, highs = np.broadcast_arrays(np.asarray(lows), np.asarray(highs))
     best = int(np.argmin(range_error(histogram, lows, highs, numerics)))
     return float(lows[best]), float(highs[best])
 
@@ -155,7 +168,7 @@ def _entropy_range(histogram: Histogram, numerics: Numerics) -> tuple[float, flo
         divergence = _clipped_divergence(histogram, low * share, high * share, numerics)
         if divergence < best[0]:
             best = (divergence, low * share, high * share)
-    return best[1], best[2]
+    return float(best[1]), float(best[2])
 
 
 def _clipped_divergence(histogram: Histogram, low: float, high: float, numerics: Numerics) -> float:
