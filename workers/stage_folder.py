@@ -117,8 +117,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         result = json.loads(path.read_text())
     except FileNotFoundError:
         raise BadResult("no_result", "the stage ended without a result") from None
-    except (ValueError, RecursionError) as error:
-        raise BadResult("bad_result", f"result.json is not JSON: {error}") from None
+    except (ValueError, RecursionError) as problem:
+        raise BadResult("bad_result", f"result.json is not JSON: {problem}") from None
     if not isinstance(result, dict):
         raise BadResult("bad_result", "result.json is not an object")
     error = result.get("error")

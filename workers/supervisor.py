@@ -157,6 +157,8 @@ class Supervisor:
                     return Ending.FLOOD
                 for line in lines:
                     progress = parse_progress(line) or progress
+            elif child.poll() is not None:  # something it started still holds the pipe
+                return Ending.EXITED
             if time.monotonic() >= deadline:
                 return Ending.TIMEOUT
             if time.monotonic() >= next_beat:

@@ -39,12 +39,12 @@ def parts() -> WorkerParts:
     return WorkerParts(settings, database, supervisor, celery_sender(celery_app))
 
 
-@worker_process_init.connect  # type: ignore[misc]
+@worker_process_init.connect  # type: ignore[untyped-decorator]
 def _forget_parent_parts(**_: object) -> None:
     parts.cache_clear()
 
 
-@celery_app.task(name=RUN_STAGE)  # type: ignore[misc]
+@celery_app.task(name=RUN_STAGE)  # type: ignore[untyped-decorator]
 def run_stage(stage_id: str) -> None:
     """Do a stage if it is there to be done, then announce what became ready."""
     own = parts()

@@ -41,13 +41,14 @@ class Channel(filesystem.Channel):
         self._purge(queue)
 
     def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> list[str]:
-        return [routing_key or default or exchange]
+        # Celery's own chatter (worker events) uses other exchanges; nobody reads it and its files would pile up.
+        return [routing_key] if exchange in ("", routing_key) else []
 
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+    def _put(self, queue: str, payload: dict[str, Any], **kwargs: Any) -> None:  # type: ignore[override]
         name = f"{time.time_ns()}_{uuid.uuid4().hex}.{queue}.msg"
         hidden = self.folder / f".{name}"
         with open(hidden, "wb") as file:
-            file.write(json.dumps(message).encode())
+            file.write(json.dumps(payload).encode())
             file.flush()
             os.fsync(file.fileno())
         os.rename(hidden, self.folder / name)

@@ -1,0 +1,124 @@
+"""Hardware of a worker: asked of the kernels package in a process of its own, then announced to the database."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.ids import new_id
+from service.settings import Settings
+from service.store.database import Database
+from service.store.fleet import announce_worker, worker_gone, worker_seen
+from service.studies.plan import COMMON_QUEUES, KINDS
+from service.version import VERSION
+from workers.sandbox import isolation_level
+from workers.supervisor import CODE_FOLDER
+
+log = logging.getLogger(__name__)
+PROBE_LIMIT_S = 120
+_SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def probe_profiles(kernels: str) -> list[dict[str, Any]]:
+    """The profiles this machine can measure, from `python -m <kernels> profile --json`; none when it cannot tell."""
+    environment = {**os.environ, "PYTHONPATH": str(CODE_FOLDER)}
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-m", kernels, "profile", "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=environment,
+            timeout=PROBE_LIMIT_S,
+            check=True,
+        )
+        return read_profiles(probe.stdout)
+    except subprocess.CalledProcessError as error:
+        log.warning("this machine's hardware is unknown: %s", error.stderr.decode("utf-8", "replace")[-2000:])
+    except (subprocess.TimeoutExpired, ValueError) as error:
+        log.warning("this machine's hardware is unknown: %s", error)
+    return []
+
+
+def read_profiles(output: bytes) -> list[dict[str, Any]]:
+    """The profiles in the probe's output: one JSON object or a list of them, each with a slug. Raises `ValueError`."""
+    told = json.loads(output)
+    profiles = told if isinstance(told, list) else [told]
+    for profile in profiles:
+        if not isinstance(profile, dict) or not _SLUG.fullmatch(str(profile.get("slug", ""))):
+            raise ValueError(f"not a hardware profile: {str(profile)[:200]}")
+    return profiles
+
+
+def queues_for(profiles: list[dict[str, Any]]) -> list[str]:
+    """The queues of a worker with these profiles: the common ones and those of its own hardware."""
+    own = [kind.queue.format(hardware=profile["slug"]) for profile in profiles for kind in KINDS if kind.on_device]
+    return list(dict.fromkeys([*COMMON_QUEUES, *own]))
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What a worker says of itself."""
+
+    worker_id: str
+    host: str
+    queues: tuple[str, ...]
+    profiles: tuple[dict[str, Any], ...]
+    sandbox: str
+
+    @classmethod
+    def of_this_machine(cls, queues: list[str], profiles: list[dict[str, Any]]) -> Announcement:
+        return cls(new_id("worker"), socket.gethostname(), tuple(queues), tuple(profiles), isolation_level())
+
+    def enter(self, database: Database) -> None:
+        with database.write() as session:
+            announce_worker(
+                session,
+                worker_id=self.worker_id,
+                host=self.host,
+                version=VERSION,
+                queues=self.queues,
+                sandbox=self.sandbox,
+                profiles=self.profiles,
+            )
+
+
+class Presence(threading.Thread):
+    """Keeps a worker's row alive until told to end; a database that is away is tried again at the next beat."""
+
+    def __init__(self, settings: Settings, announcement: Announcement) -> None:
+        super().__init__(name="presence", daemon=True)
+        self._database = Database(settings.resolved_database_url)
+        self._every_s = settings.worker_silent_s / 6
+        self._announcement = announcement
+        self._end = threading.Event()
+
+    def run(self) -> None:
+        while not self._end.wait(self._every_s):
+            try:
+                with self._database.write() as session:
+                    known = worker_seen(session, self._announcement.worker_id)
+                if not known:
+                    self._announcement.enter(self._database)
+            except SQLAlchemyError as error:
+                log.warning("could not renew this worker's presence: %s", error)
+
+    def end(self) -> None:
+        """Stop, and take the worker's row away."""
+        self._end.set()
+        self.join()
+        try:
+            with self._database.write() as session:
+                worker_gone(session, self._announcement.worker_id)
+        except SQLAlchemyError as error:
+            log.warning("could not sign off; the row ages out: %s", error)
+        self._database.close()

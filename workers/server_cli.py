@@ -1,0 +1,210 @@
+"""`bitwright-server`: the server's processes, one command each, and `up` for all of them on one machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from celery.exceptions import SecurityWarning
+
+from service.queue.celery_settings import make_celery
+from service.queue.outbox import celery_sender
+from service.settings import Settings, process_settings
+from service.store.database import Database
+from service.store.fleet import live_workers
+from service.store.migrate import migrate as migrate_database
+from workers.hardware import Announcement, Presence, probe_profiles, queues_for
+from workers.processes import ManagedProcess, end_all
+from workers.reaper import reap_once, run_reaper
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+LOOK_EVERY_S = 0.25
+DataFolder = Annotated[Path | None, typer.Option(help="Folder of database, messages and files; default .bitwright")]
+Stages = Annotated[str | None, typer.Option(help="Where stage children find their functions, as module:attribute")]
+
+
+def _settings(data_folder: Path | None = None, stages: str | None = None, **changes: object) -> Settings:
+    given = {"data_folder": data_folder, "stages": stages, **changes}
+    return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _ending() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set."""
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def is_loopback(host: str) -> bool:
+    """True for addresses that only this machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_open_bind(host: str) -> None:
+    if not is_loopback(host):
+        typer.echo(f"refusing to listen on {host}: without keys, only this machine may reach the server", err=True)
+        raise typer.Exit(2)
+
+
+@app.command()
+def migrate(data_folder: DataFolder = None) -> None:
+    """Bring the database to the newest schema."""
+    _log_to_stderr()
+    database = Database(_settings(data_folder).resolved_database_url)
+    migrate_database(database)
+    database.close()
+
+
+@app.command()
+def api(data_folder: DataFolder = None) -> None:
+    """Serve the API and the dashboard."""
+    import uvicorn
+
+    from service.app import create_app
+
+    _log_to_stderr()
+    settings = _settings(data_folder)
+    _refuse_open_bind(settings.host)
+    uvicorn.run(
+        create_app(settings), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3
+    )
+
+
+@app.command()
+def worker(
+    concurrency: Annotated[int, typer.Option(min=1, help="Stages at once; measurements want 1")] = 1,
+) -> None:
+    """Announce this machine's hardware and take stages from its queues. Reads BITWRIGHT_* only."""
+    _log_to_stderr()
+    settings = process_settings()
+    profiles = probe_profiles(settings.kernels)
+    queues = queues_for(profiles)
+    announcement = Announcement.of_this_machine(queues, profiles)
+    database = Database(settings.resolved_database_url)
+    announcement.enter(database)
+    database.close()
+
+    from workers.celery_app import celery_app
+
+    # Celery warns root because a pickled message is a program; ours are JSON and name one stage.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    presence = Presence(settings, announcement)
+    presence.start()
+    try:
+        celery_app.worker_main(
+            [
+                "--quiet",
+                "worker",
+                "--without-heartbeat",
+                "--without-gossip",
+                "--without-mingle",
+                f"--concurrency={concurrency}",
+                f"--queues={','.join(queues)}",
+                f"--hostname={announcement.worker_id}@%h",
+                "--loglevel=WARNING",
+            ]
+        )
+    finally:
+        presence.end()
+
+
+@app.command()
+def reaper(data_folder: DataFolder = None) -> None:
+    """Take stages back from dead workers and announce waiting ones."""
+    _log_to_stderr()
+    settings = _settings(data_folder)
+    database = Database(settings.resolved_database_url)
+    with _ending() as ended:
+        run_reaper(settings, database, celery_sender(make_celery(settings)), ended.wait)
+    database.close()
+
+
+@app.command()
+def up(
+    data_folder: DataFolder = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on")] = None,
+    stages: Stages = None,
+) -> None:
+    """Everything on this machine: database, API, dashboard, one worker and the reaper. Ctrl-C ends it."""
+    _log_to_stderr()
+    settings = _settings(data_folder, stages, host=host, port=port)
+    _refuse_open_bind(settings.host)
+    settings.data_folder.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.resolved_database_url)
+    migrate_database(database)
+    send = celery_sender(make_celery(settings))
+    environment = settings.as_environment()
+    processes = [
+        ManagedProcess("api", ("workers.server_cli", "api"), environment),
+        ManagedProcess("worker", ("workers.server_cli", "worker"), environment),
+    ]
+    started_at = time.time()
+    told = False
+    next_round = 0.0
+    with _ending() as ended:
+        try:
+            while not ended.is_set():
+                for process in processes:
+                    process.keep_running()
+                if time.monotonic() >= next_round:
+                    reap_once(settings, database, send)
+                    next_round = time.monotonic() + settings.reap_s
+                if not told and _answers(settings) and _has_worker(settings, database, started_at):
+                    typer.echo(f"Bitwright is up: http://{settings.host}:{settings.port}/")
+                    told = True
+                ended.wait(LOOK_EVERY_S)
+        finally:
+            end_all(processes)
+            database.close()
+
+
+def _answers(settings: Settings) -> bool:
+    import http.client
+
+    connection = http.client.HTTPConnection(settings.host, settings.port, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+def _has_worker(settings: Settings, database: Database, since: float) -> bool:
+    with database.read() as session:
+        return any(row.started_at >= since - 1 for row in live_workers(session, settings.worker_silent_s))
+
+
+if __name__ == "__main__":
+    app()
