@@ -15,11 +15,12 @@ from search.assembly import ActivationQuantizer, Assembly
 from search.errors import BadSubmission
 from search.graph import Graph, Layer, LayerKind
 
-RUNTIMES = ("onnxruntime", "openvino")
+# `fake` computes by a formula; it takes what ONNX Runtime takes.
+RUNTIMES = ("onnxruntime_cpu", "openvino", "fake")
 
 
 def export_assembly(graph: Graph, assembly: Assembly, runtime: str) -> onnx.ModelProto:
-    """The assembly as a model that `runtime` (`onnxruntime` or `openvino`) runs with its integer kernels.
+    """The assembly as a model that `runtime` (a `HardwareProfile.runtime`) runs with its integer kernels.
 
     An edit of `graph.model`: node and tensor names and the float layers survive; metadata, dead nodes and replaced
     weights are gone; constants that are equal are stored once. Equal inputs give equal bytes. The opset is raised

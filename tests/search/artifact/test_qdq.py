@@ -51,7 +51,7 @@ def test_the_optimized_artifact_computes_what_the_simulation_says(case: str) -> 
     graph = read(build())
     assembly = assemble(graph, uniform(graph, **precisions))
     inputs = sample_inputs(graph, seed=7)
-    exported = export_assembly(graph, assembly, "onnxruntime")
+    exported = export_assembly(graph, assembly, "onnxruntime_cpu")
     onnx.checker.check_model(exported, full_check=True)
     deployed = run(exported, inputs, optimized=True)
     simulated = run(export_simulation(graph, assembly), inputs, optimized=False)
@@ -65,7 +65,7 @@ def test_the_optimized_artifact_computes_what_the_simulation_says(case: str) -> 
 @pytest.mark.parametrize("build", [cnn, mlp])
 def test_four_bit_weights_export_from_every_opset(opset: int, build) -> None:  # type: ignore[no-untyped-def]
     graph = read(build(opset))
-    exported = export_assembly(graph, assemble(graph, uniform(graph, "w4a8", "w4a8")), "onnxruntime")
+    exported = export_assembly(graph, assemble(graph, uniform(graph, "w4a8", "w4a8")), "onnxruntime_cpu")
     onnx.checker.check_model(exported, full_check=True)
     assert exported.opset_import[0].version == 21
     assert graph.model.opset_import[0].version == opset
@@ -78,7 +78,7 @@ def test_equal_input_gives_equal_bytes() -> None:
     for _ in range(2):
         graph = read(cnn())
         assembly = assemble(graph, uniform(graph, "w4a8", "w8a8"))
-        exports.append(export_assembly(graph, assembly, "onnxruntime").SerializeToString(deterministic=True))
+        exports.append(export_assembly(graph, assembly, "onnxruntime_cpu").SerializeToString(deterministic=True))
     assert exports[0] == exports[1]
 
 
@@ -86,7 +86,7 @@ def test_names_survive_and_replaced_weights_are_gone() -> None:
     graph = read(cnn())
     before = graph.model.SerializeToString()
     assembly = assemble(graph, {**uniform(graph), "last": "fp32"})
-    exported = export_assembly(graph, assembly, "onnxruntime")
+    exported = export_assembly(graph, assembly, "onnxruntime_cpu")
     assert graph.model.SerializeToString() == before
     names = {node.name for node in exported.graph.node}
     assert {node.name for node in graph.model.graph.node} <= names
@@ -99,7 +99,7 @@ def test_names_survive_and_replaced_weights_are_gone() -> None:
 
 def test_an_empty_assembly_leaves_the_outputs_bit_identical() -> None:
     graph = read(transformer())
-    exported = export_assembly(graph, Assembly({}, {}), "onnxruntime")
+    exported = export_assembly(graph, Assembly({}, {}), "onnxruntime_cpu")
     inputs = sample_inputs(graph)
     assert np.array_equal(run(exported, inputs, optimized=False), run(graph.model, inputs, optimized=False))
     assert exported.opset_import[0].version == 17
@@ -108,7 +108,7 @@ def test_an_empty_assembly_leaves_the_outputs_bit_identical() -> None:
 def test_a_producer_quantized_tensor_feeds_all_readers_and_another_only_the_quantized_ones() -> None:
     graph = read(cnn())
     assembly = assemble(graph, {"stem": "w8a8", "block.conv1": "w8a8"})
-    exported = export_assembly(graph, assembly, "onnxruntime")
+    exported = export_assembly(graph, assembly, "onnxruntime_cpu")
     producer = {name: node for node in exported.graph.node for name in node.output}
     stem = graph.layer("stem").quantized_tensor
     assert producer[stem].op_type == "DequantizeLinear"
@@ -129,7 +129,7 @@ def test_a_dead_channel_does_not_overflow_its_integer_bias() -> None:
     bias[3] = 2.0
     broken = replace(candidate, weight=replace(candidate.weight, codes=codes, scale=scale), bias=bias)
     assembly = replace(assembly, candidates={**assembly.candidates, "last": broken})
-    exported = export_assembly(graph, assembly, "onnxruntime")
+    exported = export_assembly(graph, assembly, "onnxruntime_cpu")
     tensor = next(t for t in exported.graph.initializer if t.name == "last.bias.int32")
     assert 2**29 < onnx.numpy_helper.to_array(tensor)[3] <= 2**30
     kept = onnx.helper.make_tensor_value_info(graph.layer("last").output, onnx.TensorProto.FLOAT, None)
@@ -147,7 +147,7 @@ def test_tied_weights_are_stored_once() -> None:
         if node.name == "node_block.conv2_out":
             node.input[1] = "block.conv1.weight"
     graph = read(twin)
-    exported = export_assembly(graph, assemble(graph, uniform(graph)), "onnxruntime")
+    exported = export_assembly(graph, assemble(graph, uniform(graph)), "onnxruntime_cpu")
     stored = [t.name for t in exported.graph.initializer if tuple(t.dims) == (16, 16, 3, 3)]
     assert len(stored) == 1
 
@@ -163,7 +163,7 @@ def test_an_incomplete_assembly_is_refused(change, code: str) -> None:  # type: 
     graph = read(cnn())
     assembly = change(assemble(graph, uniform(graph)))
     with pytest.raises(BadSubmission) as caught:
-        export_assembly(graph, assembly, "onnxruntime")
+        export_assembly(graph, assembly, "onnxruntime_cpu")
     assert caught.value.code == code
 
 

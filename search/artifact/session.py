@@ -1,0 +1,66 @@
+"""Sessions: an exported model opened in the runtime it was written for, with its shipped session options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from kernels.backends.base import LoadedModel
+from search.errors import BadSubmission
+
+MODEL_FILE = "model.onnx"
+SESSION_OPTIONS_FILE = "session_options.json"
+BIT_PLAN_FILE = "bit_plan.json"
+SESSION_OPTIONS_SCHEMA = 1
+
+
+def open_model(
+    model: bytes | Path, runtime: str, threads: int, session_options: Mapping[str, str] | None = None
+) -> LoadedModel:
+    """The model compiled by `runtime`; None stands for the session options that artifacts ship with.
+
+    Raises `BadSubmission` (`runtime_unknown`) for a runtime that is not on this machine's list, and the backend's
+    `BadModel` when it does not load.
+    """
+    # The runtimes are imported when asked for: each costs about a second and holds threads.
+    if runtime in ("onnxruntime_cpu", "fake"):
+        from kernels.backends import onnxruntime_cpu
+
+        options = onnxruntime_cpu.SESSION_OPTIONS if session_options is None else session_options
+        return onnxruntime_cpu.OnnxRuntimeModel(model, threads, options)
+    if runtime == "openvino":
+        from kernels.backends import openvino
+
+        options = openvino.SESSION_OPTIONS if session_options is None else session_options
+        return openvino.OpenVinoModel(model, threads, options)
+    raise BadSubmission(
+        f"no runtime {runtime!r} to open a model with",
+        hint="runtimes are onnxruntime_cpu and openvino",
+        code="runtime_unknown",
+    )
+
+
+def open_bundle(folder: Path, threads: int | None = None) -> LoadedModel:
+    """The artifact in `folder`, opened with the session options beside it, at the threads it was made for.
+
+    Raises `BadSubmission` (`bad_bundle`) when a file is missing or malformed.
+    """
+    try:
+        stated = json.loads((folder / SESSION_OPTIONS_FILE).read_text(encoding="utf-8"))
+        runtime, options = str(stated["runtime"]), dict(stated["session_options"])
+        count = int(stated["threads"]) if threads is None else threads
+        known = stated["schema_version"] == SESSION_OPTIONS_SCHEMA
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadSubmission(
+            f"{folder} holds no readable {SESSION_OPTIONS_FILE}: {error}",
+            hint="give the folder of an artifact, with all its files",
+            code="bad_bundle",
+        ) from error
+    if not known or not (folder / MODEL_FILE).is_file():
+        raise BadSubmission(
+            f"{folder} is not an artifact this version reads",
+            hint=f"it needs {MODEL_FILE} and {SESSION_OPTIONS_FILE} of schema {SESSION_OPTIONS_SCHEMA}",
+            code="bad_bundle",
+        )
+    return open_model(folder / MODEL_FILE, runtime, count, options)

@@ -1,0 +1,69 @@
+"""Counted bytes against real ones, for every form and for mixtures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from quantized_models import assemble, cnn, mlp, read, transformer, uniform
+
+from search.artifact.byte_count import ByteCounter, counted_bytes, fixed_size_bytes, layer_size_bytes
+from search.artifact.qdq import export_assembly
+from search.assembly import Assembly
+
+
+def mixtures(names: list[str], choices: list[str], count: int) -> list[dict[str, str]]:
+    random = np.random.default_rng(3)
+    return [dict(zip(names, random.choice(choices, len(names)), strict=True)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "build, choices",
+    [
+        (cnn, ["w8a8", "w4a8"]),
+        (transformer, ["w8a8", "w4a8"]),
+        (transformer, ["fp32", "w8a8-dynamic", "w4a16-g32"]),
+        (mlp, ["w8a8", "w4a8", "w8a8-dynamic", "w4a16-g32", "fp32"]),
+    ],
+)
+def test_counted_bytes_are_the_file_within_one_percent(build, choices) -> None:  # type: ignore[no-untyped-def]
+    graph = read(build())
+    counter = ByteCounter(graph)
+    names = [layer.name for layer in graph.layers if layer.kind.value != "embedding"]
+    for precisions in mixtures(names, choices, 8):
+        assembly = assemble(graph, precisions)
+        counted = counter.count(assembly)
+        real = len(export_assembly(graph, assembly, "onnxruntime_cpu").SerializeToString())
+        assert counted.total == counted.fixed + sum(counted.layers.values())
+        assert counted.total == pytest.approx(real, rel=0.01)
+
+
+def test_full_precision_is_counted_to_the_byte() -> None:
+    graph = read(cnn())
+    empty = Assembly({}, {})
+    assert counted_bytes(graph, empty).total == export_assembly(graph, empty, "onnxruntime_cpu").ByteSize()
+
+
+def test_parts_are_what_the_counter_adds_up() -> None:
+    graph = read(transformer())
+    assembly = assemble(graph, uniform(graph))
+    counted = counted_bytes(graph, assembly)
+    layer = graph.layer("mlp.up")
+    assert counted.fixed == fixed_size_bytes(graph)
+    assert counted.layers["mlp.up"] == layer_size_bytes(graph, layer, assembly.candidates["mlp.up"].recipe)
+    assert layer_size_bytes(graph, layer, None) > 4 * layer.weight_count
+
+
+def test_tied_layers_pay_for_their_codes_once() -> None:
+    twin = cnn()
+    for node in twin.graph.node:
+        if node.name == "node_block.conv2_out":
+            node.input[1] = "block.conv1.weight"
+    graph = read(twin)
+    assembly = assemble(graph, uniform(graph))
+    second = assembly.candidates["block.conv2"]
+    refitted = replace(second, weight=replace(second.weight, scale=second.weight.scale * np.float32(1.1)))
+    assembly = replace(assembly, candidates={**assembly.candidates, "block.conv2": refitted})
+    real = export_assembly(graph, assembly, "onnxruntime_cpu").ByteSize()
+    assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)
