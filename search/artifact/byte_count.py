@@ -8,6 +8,7 @@ layer that writes the tensor where one with an output quantizer does, else the f
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -51,6 +52,7 @@ class ByteCounter:
         self._outputs = {layer.quantized_tensor for layer in self._layers if layer.kind is LayerKind.CONV}
         self._first_reader: dict[str, str] = {}
         self._owner: dict[str, str] = {}
+        self._users: Counter[str] = Counter()
         self._first_absorbing: str | None = None
         for layer in self._layers:
             if layer.kind is not LayerKind.EMBEDDING:
@@ -59,6 +61,7 @@ class ByteCounter:
                 self._first_absorbing = self._first_absorbing or layer.name
             for name in _constants_of(layer):
                 self._owner.setdefault(name, layer.name)
+                self._users[name] += 1
 
     @cached_property
     def fixed(self) -> int:
@@ -108,7 +111,8 @@ class ByteCounter:
         written = _export_bytes(self._skeleton, Assembly({layer.name: candidate}, quantizers, outputs))
         bare = _export_bytes(self._skeleton, Assembly({}, quantizers, given))
         emptied = {tensor.name: tensor for tensor in self._skeleton.model.graph.initializer}
-        replaced = sum(_field_bytes(int(emptied[name].ByteSize())) for name in _constants_of(layer) if name in emptied)
+        gone = [name for name in _constants_of(layer) if name in emptied and self._users[name] == 1]
+        replaced = sum(_field_bytes(int(emptied[name].ByteSize())) for name in gone)
         size = written - bare + replaced
         if self._shares_codes(layer, recipe):
             size -= _code_bytes(candidate.weight)

@@ -110,6 +110,16 @@ def cnn(opset: int = 17, *, seed: int = 0) -> onnx.ModelProto:
     return b.model(x, ["batch", 10], {"image": (TensorProto.FLOAT, ["batch", 3, 16, 16])}, opset)
 
 
+def tied_cnn() -> onnx.ModelProto:
+    """`cnn` with the two convolutions of its block sharing one weight."""
+    model = cnn()
+    node = next(node for node in model.graph.node if node.name == "node_block.conv2_out")
+    node.input[1] = "block.conv1.weight"
+    unused = next(tensor for tensor in model.graph.initializer if tensor.name == "block.conv2.weight")
+    model.graph.initializer.remove(unused)
+    return model
+
+
 def transformer(opset: int = 17, *, seed: int = 0, width: int = 64, tied: bool = False) -> onnx.ModelProto:
     """Token embedding, one attention block with an MLP, and an output projection; MatMul + Add everywhere."""
     b = Builder(seed)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from quantized_models import assemble, cnn, mlp, read, transformer, uniform
+from quantized_models import assemble, cnn, mlp, read, tied_cnn, transformer, uniform
 
 from search.artifact.byte_count import ByteCounter, counted_bytes, fixed_size_bytes, layer_size_bytes
 from search.artifact.qdq import export_assembly
@@ -56,14 +56,10 @@ def test_parts_are_what_the_counter_adds_up() -> None:
 
 
 def test_tied_layers_pay_for_their_codes_once() -> None:
-    twin = cnn()
-    for node in twin.graph.node:
-        if node.name == "node_block.conv2_out":
-            node.input[1] = "block.conv1.weight"
-    graph = read(twin)
+    graph = read(tied_cnn())
     assembly = assemble(graph, uniform(graph))
-    second = assembly.candidates["block.conv2"]
+    second = assembly.candidates["block.conv1#2"]
     refitted = replace(second, weight=replace(second.weight, scale=second.weight.scale * np.float32(1.1)))
-    assembly = replace(assembly, candidates={**assembly.candidates, "block.conv2": refitted})
+    assembly = replace(assembly, candidates={**assembly.candidates, "block.conv1#2": refitted})
     real = export_assembly(graph, assembly, "onnxruntime_cpu").ByteSize()
     assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)

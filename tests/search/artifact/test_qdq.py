@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from quantized_models import assemble, cnn, cosine, mlp, read, sample_inputs, transformer, uniform
+from quantized_models import assemble, cnn, cosine, mlp, read, sample_inputs, tied_cnn, transformer, uniform
 
 from kernels.precision import Precision
 from search.artifact.qdq import export_assembly, export_simulation, why_not
@@ -142,11 +142,7 @@ def test_a_dead_channel_does_not_overflow_its_integer_bias() -> None:
 
 
 def test_tied_weights_are_stored_once() -> None:
-    twin = cnn()
-    for node in twin.graph.node:
-        if node.name == "node_block.conv2_out":
-            node.input[1] = "block.conv1.weight"
-    graph = read(twin)
+    graph = read(tied_cnn())
     exported = export_assembly(graph, assemble(graph, uniform(graph)), "onnxruntime_cpu")
     stored = [t.name for t in exported.graph.initializer if tuple(t.dims) == (16, 16, 3, 3)]
     assert len(stored) == 1
