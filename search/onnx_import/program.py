@@ -39,6 +39,8 @@ class Program:
         self.graph = graph
         self.dtype = dtype
         self.device = torch.device(device)
+        self._type_names = {name: array.dtype.name for name, array in graph.constants.items()}
+        self._type_names.update((info.name, info.dtype.name) for info in graph.inputs)
         self._ops: tuple[Op, ...] = tuple(OPS[node.op_type] for node in graph.nodes)
         self._outputs = tuple(info.name for info in graph.outputs)
         self._constants: dict[str, Tensor] = {}
@@ -146,7 +148,7 @@ class Program:
 
     def _compute(self, index: int, arguments: list[Tensor | None]) -> tuple[Tensor | None, ...]:
         node = self.graph.nodes[index]
-        call = Call(node, tuple(arguments), self.graph.opset, self.dtype)
+        call = Call(node, tuple(arguments), self.graph.opset, self.dtype, self._type_names)
         try:
             result = self._ops[index](call)
         except (SearchError, torch.OutOfMemoryError):

@@ -3,6 +3,7 @@
 from search.onnx_import.ops import (
     activations,
     arithmetic,
+    attention,
     constant,
     convolution,
     indexing,
@@ -10,7 +11,9 @@ from search.onnx_import.ops import (
     matrix,
     normalization,
     pooling,
+    quantization,
     reduction,
+    resizing,
     shaping,
 )
 from search.onnx_import.ops.table import OPS
@@ -19,6 +22,7 @@ __all__ = [
     "OPS",
     "activations",
     "arithmetic",
+    "attention",
     "constant",
     "convolution",
     "indexing",
@@ -26,6 +30,8 @@ __all__ = [
     "matrix",
     "normalization",
     "pooling",
+    "quantization",
     "reduction",
+    "resizing",
     "shaping",
 ]

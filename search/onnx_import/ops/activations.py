@@ -73,6 +73,12 @@ def swish(call: Call) -> Tensor:
     return call[0] * torch.sigmoid(call.attribute("alpha", 1.0) * call[0])
 
 
+@op("SwiGLU")
+def swiglu(call: Call) -> Tensor:
+    a, b = aligned(call[0], call[1])
+    return a * torch.sigmoid(call.attribute("alpha", 1.0) * a) * b
+
+
 @op("Mish")
 def mish(call: Call) -> Tensor:
     return call[0] * torch.tanh(F.softplus(call[0]))

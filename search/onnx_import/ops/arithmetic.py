@@ -105,6 +105,17 @@ def cumulative_sum(call: Call) -> Tensor:
     return total.flip(axis) if call.attribute("reverse", 0) else total
 
 
+@op("CumProd")
+def cumulative_product(call: Call) -> Tensor:
+    x, axis = call[0], int(call[1].item())
+    x = x.flip(axis) if call.attribute("reverse", 0) else x
+    if call.attribute("exclusive", 0):
+        ones = torch.ones_like(x.narrow(axis, 0, 1))
+        x = torch.cat([ones, x.narrow(axis, 0, x.shape[axis] - 1)], axis)
+    product = torch.cumprod(x, axis, dtype=x.dtype)
+    return product.flip(axis) if call.attribute("reverse", 0) else product
+
+
 def _unary(function: Callable[[Tensor], Tensor]) -> Op:
     return lambda call: function(call[0])
 

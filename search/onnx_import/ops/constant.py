@@ -55,6 +55,19 @@ def range_(call: Call) -> Tensor:
     return torch.add(start, torch.arange(count, dtype=start.dtype, device=start.device) * delta)
 
 
+_SUB_BYTE = {"uint4": 21, "int4": 22, "uint2": 25, "int2": 26}
+
+
+def _wrapped(x: Tensor, element_type: int) -> Tensor:
+    """A cast to 4 or 2 bits keeps the low bits, read with or without a sign."""
+    bits = 4 if element_type in (21, 22) else 2
+    low = x.to(torch.int64) & ((1 << bits) - 1)
+    if element_type in (21, 25):
+        return low.to(torch.uint8)
+    sign = 1 << (bits - 1)
+    return ((low ^ sign) - sign).to(torch.int8)
+
+
 def cast_to(x: Tensor, kind: torch.dtype) -> Tensor:
     if kind is torch.bool:
         return x != 0
@@ -66,12 +79,18 @@ def cast(call: Call) -> Tensor:
     kind = torch_type(call.attribute("to"), call.dtype)
     if kind is None:
         raise call.unsupported(f"cast to ONNX type {call.attribute('to')}")
+    if call.attribute("to") in _SUB_BYTE.values():
+        return _wrapped(call[0], call.attribute("to"))
     return cast_to(call[0], kind)
 
 
 @op("CastLike")
 def cast_like(call: Call) -> Tensor:
-    return cast_to(call[0], call[1].dtype)
+    name = call.type_name(1)
+    if name.startswith(("float8", "float4")):
+        raise call.unsupported(f"cast to {name}")
+    element_type = _SUB_BYTE.get(name)
+    return cast_to(call[0], call[1].dtype) if element_type is None else _wrapped(call[0], element_type)
 
 
 @op("EyeLike")

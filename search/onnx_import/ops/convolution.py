@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from search.onnx_import.ops.table import Call, aligned, op
 
-_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -49,7 +49,7 @@ def conv(call: Call) -> Tensor:
     x, weight = aligned(call[0], call[1])
     bias = call.optional(2)
     spatial = weight.ndim - 2
-    if spatial not in _CONV:
+    if spatial not in CONVOLUTIONS:
         raise call.unsupported(f"{spatial} spatial dimensions")
     kernel = list(weight.shape[2:])
     strides = list(call.attribute("strides", [1] * spatial))
@@ -58,7 +58,7 @@ def conv(call: Call) -> Tensor:
     padding = begins
     if begins != ends:
         x, padding = F.pad(x, torch_pads(begins, ends)), [0] * spatial
-    return _CONV[spatial](x, weight, bias, strides, padding, dilations, call.attribute("group", 1))
+    return CONVOLUTIONS[spatial](x, weight, bias, strides, padding, dilations, call.attribute("group", 1))
 
 
 @op("ConvTranspose")

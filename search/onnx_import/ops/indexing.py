@@ -132,6 +132,14 @@ def non_zero(call: Call) -> Tensor:
     return torch.nonzero(call[0]).t()
 
 
+@op("Compress")
+def compress(call: Call) -> Tensor:
+    x, axis = call[0], call.attribute("axis")
+    x, axis = (x.reshape(-1), 0) if axis is None else (x, axis)
+    chosen = torch.nonzero(call[1].reshape(-1)).reshape(-1)
+    return x.index_select(axis, chosen.to(x.device))
+
+
 @op("ReverseSequence")
 def reverse_sequence(call: Call) -> Tensor:
     x, lengths = call[0], call.ints(1) or []

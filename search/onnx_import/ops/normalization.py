@@ -38,7 +38,7 @@ def layer_normalization(call: Call) -> tuple[Tensor | None, ...]:
     return (y if bias is None else y + bias), mean, inverse
 
 
-@op("RMSNormalization", "SimplifiedLayerNormalization")
+@op("RMSNormalization")
 def rms_normalization(call: Call) -> Tensor:
     x, scale = aligned(call[0], call[1])
     dims = tuple(range(positive_axis(call.attribute("axis", -1), x.ndim), x.ndim))

@@ -34,7 +34,10 @@ def _sum(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
 
 def _extreme(x: Tensor, dims: tuple[int, ...], keep: bool, largest: bool) -> Tensor:
     if any(x.shape[d] == 0 for d in dims):
-        if x.is_floating_point():
+        edge: float | bool
+        if x.dtype == torch.bool:
+            edge = not largest
+        elif x.is_floating_point():
             edge = -torch.inf if largest else torch.inf
         else:
             edge = torch.iinfo(x.dtype).min if largest else torch.iinfo(x.dtype).max

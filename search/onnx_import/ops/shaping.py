@@ -164,5 +164,6 @@ def depth_to_space(call: Call) -> Tensor:
 def space_to_depth(call: Call) -> Tensor:
     x, block = call[0], call.attribute("blocksize")
     n, c, h, w = x.shape
-    y = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+    parts = x.reshape(n, c, h // block, block, w // block, block)
+    y = parts.permute(*((0, 3, 5, 1, 2, 4) if call.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)))
     return y.reshape(n, c * block**2, h // block, w // block)

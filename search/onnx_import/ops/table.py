@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,19 @@ _INTEGER_TYPES: dict[int, torch.dtype] = {
     13: torch.int64,
     21: torch.uint8,
     22: torch.int8,
+    25: torch.uint8,
+    26: torch.int8,
 }
 _FLOAT_TYPES = frozenset({1, 10, 11, 16})
-_UNSIGNED_WIDER = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64, "int4": np.int8, "uint4": np.uint8}
+_UNSIGNED_WIDER = {
+    "uint16": np.int32,
+    "uint32": np.int64,
+    "uint64": np.int64,
+    "int4": np.int8,
+    "uint4": np.uint8,
+    "int2": np.int8,
+    "uint2": np.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,7 @@ class Call:
     inputs: tuple[Tensor | None, ...]
     opset: int
     dtype: torch.dtype
+    type_names: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, position: int) -> Tensor:
         """A required input; raises `UnsupportedOp` when the node has none there."""
@@ -50,6 +61,11 @@ class Call:
 
     def optional(self, position: int) -> Tensor | None:
         return self.inputs[position] if position < len(self.inputs) else None
+
+    def type_name(self, position: int) -> str:
+        """The ONNX type of an input where the file tells it (`int4` is computed as int8), else its torch type."""
+        name = self.node.inputs[position]
+        return self.type_names.get(name) or str(self[position].dtype).removeprefix("torch.")
 
     def present(self) -> list[Tensor]:
         """All inputs that are there, moved to one device."""
@@ -107,7 +123,7 @@ def to_torch(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor | None:
     name = array.dtype.name
     if name in _UNSIGNED_WIDER:
         array = array.astype(_UNSIGNED_WIDER[name])
-    elif name == "bfloat16" or name.startswith("float8"):
+    elif name == "bfloat16" or name.startswith(("float8", "float4")):
         array = array.astype(np.float32)
     if array.dtype.kind == "f":
         return torch.tensor(array).to(dtype)
