@@ -24,6 +24,10 @@ class DeviceIdentity:
     os: str = ""
     driver: str = ""
 
+    def __str__(self) -> str:
+        isa = ", ".join(self.isa) or "no special instructions"
+        return f"{self.name} ({self.cores} cores, {self.memory_bytes / (1 << 30):.3g} GiB, {isa})"
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "isa": list(self.isa)}
 

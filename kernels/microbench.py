@@ -130,50 +130,54 @@ def _measure_chunk(
     progress: Progress | None,
 ) -> tuple[list[LatencyRow], Interleaved | None]:
     built: dict[Pair, Runnable] = {}
-    for op, precision in chunk:
-        try:
-            built[op, precision] = backend.build(op, precision, threads, protocol.seed)
-        except (KernelFallback, UnsupportedPrecision) as error:
-            refused.append(Refused(op.signature, precision.name, error.code, error.message))
-    if not built:
-        return [], None
-    names = {f"{op.signature} {precision}": (op, precision) for op, precision in built}
-    timed = interleave(
-        {name: built[pair].run for name, pair in names.items()},
-        threads=threads,
-        protocol=protocol,
-        clock=backend.clock(threads),
-        anchor=backend.anchor,
-        progress=progress,
-    )
-    rows: list[LatencyRow] = []
-    for name, (op, precision) in names.items():
-        timing = timed.timings[name]
-        least = roofline_us(op, precision, profile.device, threads)
-        if timing.median_us < least:
-            reason = f"{timing.median_us:.3g} us is faster than this device can be ({least:.3g} us)"
-            refused.append(Refused(op.signature, precision.name, "below_roofline", reason))
-            continue
-        rows.append(
-            LatencyRow(
-                signature=op.signature,
-                precision=precision.name,
-                threads=threads,
-                median_us=timing.median_us,
-                ci_low_us=timing.ci_low_us,
-                ci_high_us=timing.ci_high_us,
-                p05_us=timing.p05_us,
-                p95_us=timing.p95_us,
-                samples=timing.samples,
-                status=RowStatus.MEASURED,
-                scope=RowScope.DEPLOYABLE,
-                executed_kernel=built[op, precision].executed_kernel,
-                run=run,
-            )
+    try:
+        for op, precision in chunk:
+            try:
+                built[op, precision] = backend.build(op, precision, threads, protocol.seed)
+            except (KernelFallback, UnsupportedPrecision) as error:
+                refused.append(Refused(op.signature, precision.name, error.code, error.message))
+        if not built:
+            return [], None
+        names = {f"{op.signature} {precision}": (op, precision) for op, precision in built}
+        timed = interleave(
+            {name: built[pair].run for name, pair in names.items()},
+            threads=threads,
+            protocol=protocol,
+            clock=backend.clock(threads),
+            anchor=backend.anchor,
+            progress=progress,
         )
-    for runnable in built.values():
-        runnable.close()
-    return rows, timed
+        rows: list[LatencyRow] = []
+        for name, (op, precision) in names.items():
+            timing = timed.timings[name]
+            least = roofline_us(op, precision, profile.device, threads)
+            if timing.median_us < least:
+                reason = f"{timing.median_us:.3g} us is faster than this device can be ({least:.3g} us)"
+                refused.append(Refused(op.signature, precision.name, "below_roofline", reason))
+            else:
+                rows.append(_row(op, precision, threads, timing, built[op, precision].executed_kernel, run))
+        return rows, timed
+    finally:
+        for runnable in built.values():
+            runnable.close()
+
+
+def _row(op: OpShape, precision: Precision, threads: int, timing: Timing, kernel: str, run: str) -> LatencyRow:
+    return LatencyRow(
+        signature=op.signature,
+        precision=precision.name,
+        threads=threads,
+        median_us=timing.median_us,
+        ci_low_us=timing.ci_low_us,
+        ci_high_us=timing.ci_high_us,
+        p05_us=timing.p05_us,
+        p95_us=timing.p95_us,
+        samples=timing.samples,
+        status=RowStatus.MEASURED,
+        scope=RowScope.DEPLOYABLE,
+        executed_kernel=kernel,
+        run=run,
+    )
 
 
 def _within(progress: Progress, before: int, size: int, total: int) -> Progress:

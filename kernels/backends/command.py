@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -52,10 +54,10 @@ class ReportedClock:
 class CommandOp(Runnable):
     """One op in a file; every run starts the command once and believes the median of the lines it prints."""
 
-    def __init__(self, layer: RandomLayer, kernel: str, folder: str, run: Callable[[Path], float]) -> None:
+    def __init__(self, layer: RandomLayer, kernel: str, folder: Path, run: Callable[[Path], float]) -> None:
         self.layer = layer
         self.executed_kernel = kernel
-        self._path = Path(folder) / f"{layer.op.signature}_{layer.precision}.onnx"
+        self._path = folder / f"{layer.op.signature}_{layer.precision}.onnx"
         self._path.write_bytes(op_model(layer))
         self._run = run
 
@@ -88,7 +90,8 @@ class Command(Backend):
         self._words = shlex.split(command)
         self._time_limit_s = time_limit_s
         self._clock = ReportedClock()
-        self._folder = tempfile.TemporaryDirectory(prefix="kernels-command-")
+        self._folder = Path(tempfile.mkdtemp(prefix="kernels-command-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         return self.profile.why_not(op, precision)
@@ -98,9 +101,7 @@ class Command(Backend):
         recipe = None if precision == FP32 else self.profile.recipe(op.kind, precision)
         layer = random_layer(op, precision, recipe, seed)
         kernel = self.profile.support[op.kind, precision.name].kernel
-        return CommandOp(
-            layer, f"{kernel} (as the profile says)", self._folder.name, lambda p: self.time_ms(p, threads)
-        )
+        return CommandOp(layer, f"{kernel} (as the profile says)", self._folder, lambda p: self.time_ms(p, threads))
 
     def load_model(
         self, model: bytes | Path, threads: int, session_options: Mapping[str, str] | None = None

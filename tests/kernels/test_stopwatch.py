@@ -1,0 +1,59 @@
+"""Which clock is chosen, and the statistics of a series."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from kernels.stopwatch import ThreadCpuClock, WallClock, choose_clock, summarize
+
+
+def burn() -> None:
+    np.sqrt(np.arange(20_000.0))
+
+
+def test_one_thread_of_work_in_the_caller_is_timed_by_its_cpu_clock() -> None:
+    assert isinstance(choose_clock(burn, threads=1), ThreadCpuClock)
+
+
+def test_work_on_another_thread_needs_the_wall_clock() -> None:
+    def elsewhere() -> None:
+        worker = threading.Thread(target=burn)
+        worker.start()
+        worker.join()
+
+    assert isinstance(choose_clock(elsewhere, threads=1), WallClock)
+
+
+def test_several_threads_need_the_wall_clock() -> None:
+    assert isinstance(choose_clock(burn, threads=2), WallClock)
+
+
+def test_both_clocks_run_forwards() -> None:
+    for clock in (ThreadCpuClock(), WallClock()):
+        before = clock.now_ns()
+        burn()
+        assert clock.now_ns() > before
+
+
+def test_summary_is_seeded_and_ordered() -> None:
+    series = np.random.default_rng(5).lognormal(3, 0.2, 60)
+    timing = summarize(series)
+    assert timing == summarize(series)
+    assert timing.p05_us <= timing.ci_low_us <= timing.median_us <= timing.ci_high_us <= timing.p95_us
+    assert timing.samples == 60
+
+
+def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(6)
+    hits = 0
+    for _ in range(200):
+        timing = summarize(rng.normal(100, 5, 40))
+        hits += timing.ci_low_us <= 100 <= timing.ci_high_us
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_a_single_sample_has_no_width() -> None:
+    timing = summarize([42.0])
+    assert (timing.median_us, timing.half_width) == (42.0, 0.0)
