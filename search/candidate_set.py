@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -82,7 +83,7 @@ class CandidateSet:
             document = json.loads((Path(folder) / _JSON).read_text())
             if document["schema_version"] != SCHEMA_VERSION:
                 raise ValueError(f"schema version {document['schema_version']}, this program reads {SCHEMA_VERSION}")
-            with np.load(Path(folder) / _ARRAYS, allow_pickle=False) as arrays:
+            with (Path(folder) / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 found = [_candidate(row, arrays, index) for index, row in enumerate(document["candidates"])]
             quantizers = [
                 ActivationQuantizer(row["tensor"], row["scale"], row["zero_point"], _numerics(row["numerics"]))
@@ -94,7 +95,7 @@ class CandidateSet:
                 excluded=tuple(Unquantized(**row) for row in document["excluded"]),
                 samples=document["samples"],
             )
-        except (OSError, KeyError, TypeError, ValueError) as error:
+        except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
             raise BadSubmission(
                 f"{folder} holds no candidates that can be read: {error}",
                 hint="finish the candidates again",
