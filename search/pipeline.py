@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from kernels.hardware_profile import HardwareProfile
+from kernels.precision import FP32
 from kernels.registry import backend_for, load_profile
-from search.artifact.sizes import fixed_size_bytes, layer_size_bytes
+from search.artifact.byte_count import ByteCounter
 from search.candidate_set import CandidateSet
 from search.candidates import finish_candidates
 from search.chunking import chunk_size
@@ -180,7 +181,9 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     data, splits = _splits(folder, graph, study)
     candidates, loss, sensitivities = folder.candidates(), folder.loss(), folder.sensitivities()
     simulator = _simulator(graph)
-    documents, outputs, verdicts = [], [], []
+    documents: list[dict[str, Any]] = []
+    outputs: list[str] = []
+    verdicts: list[dict[str, Any]] = []
     for index, target in _targets(spec, study):
         costs = _costs(folder, graph, index, target)
         plans, solved = folder.plans(index)
@@ -262,13 +265,21 @@ def _costs(folder: StudyFolder, graph: Graph, index: int, target: Target) -> Tar
     groups = _groups(graph, candidates)
     fit = folder.latency_fit(index)
     wants_memory = any(budget.resource == "peak_memory_bytes" for budget in target.budgets)
+    counter = ByteCounter(graph)
+    decided = [graph.layer(name) for group in groups for name in group.layers]
+    sizes = {(layer.name, FP32.name): counter.layer(layer, None) for layer in decided}
+    for (name, precision), candidate in candidates.candidates.items():
+        if (name, FP32.name) in sizes:
+            sizes[name, precision] = counter.layer(graph.layer(name), candidate.recipe, bias=candidate.bias is not None)
+    undecided = [layer for layer in graph.layers if (layer.name, FP32.name) not in sizes]
+    floats = sum(counter.layer(layer, None) for layer in undecided if layer.unquantized_reason is None)
     return TargetCosts(
         graph=graph,
         shapes=shapes,
         profile=profile,
         groups=groups,
-        sizes=layer_size_bytes(graph, candidates, profile),
-        fixed_size_bytes=fixed_size_bytes(graph),
+        sizes=sizes,
+        fixed_size_bytes=counter.fixed + floats,
         latency=None if fit is None else latency_costs(fit, groups),
         memory=memory_steps(graph, shapes) if wants_memory else (),
     )

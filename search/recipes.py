@@ -29,7 +29,7 @@ def recipes_for(
                 recipe = profile.recipe(layer.op_kind, precision)
                 if found.setdefault((layer.name, precision.name), recipe) != recipe:
                     raise BadSubmission(
-                        f"{profile.slug!r} runs {precision} {layer.op_kind} with other numerics than a target before it",
+                        f"{profile.slug!r} runs {precision} {layer.op_kind} with other numerics than another target",
                         hint="submit one study per target; each is scanned with its own numerics",
                         code="recipe_conflict",
                     )

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from search.allocation import pareto_front, reachable_range, solve, total_costs
+from search.allocation import pareto_front, reachable_range, solve
+from search.allocation.arrays import all_costs
 from search.allocation.problem import Allocation, AllocationProblem, FrontPoint, Infeasible
 from search.budget import Budget
 from search.errors import BadSubmission
@@ -29,6 +30,9 @@ from search.sensitivity.estimate import Sensitivity
 from search.study import Study, Target
 
 TOLERANCE_POINTS = 8
+SOLVE_SECONDS, FRONT_SECONDS = 20.0, 20.0
+GAP = 1e-4
+"""Relative gap of the surrogate at which a solve stops; its value is reported with every allocation."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +77,14 @@ def plan_target(
     infeasible: Infeasible | None = None
     if target.budgets:
         for metric, problem in bounded.items():
-            answer = solve(problem, solver=study.solver)
+            answer = _solve(problem, study)
             if isinstance(answer, Infeasible):
                 infeasible = answer
                 break
             plans.append(_allocated(metric, Source.METRIC, metric, answer, problem, costs.groups))
     resource = LATENCY if costs.latency is not None else SIZE
     leading = next(iter(bounded))
-    front = tuple(pareto_front(problems[leading], resource, points=study.front_points))
+    front = tuple(_front(problems[leading], resource, study))
     if infeasible is None:
         plans += _front_plans(front, resource, limits, leading, bounded[leading], costs.groups, study)
     elif infeasible.nearest is not None:
@@ -94,11 +98,21 @@ def tightened(
     """The metric's optimum with the latency limit shrunk by `factor` < 1: used when the fit was too kind."""
     problem = build_problem(costs, sensitivity, study.pins)
     tighter = {**limits, "latency_ms": limits["latency_ms"] * factor}
-    answer = solve(replace(problem, budgets=_per_row(tighter, problem)), solver=study.solver)
+    answer = _solve(replace(problem, budgets=_per_row(tighter, problem)), study)
     if isinstance(answer, Infeasible):
         return None
     name = f"{sensitivity.metric} at {factor:.3g} of the latency budget"
     return _allocated(name, Source.METRIC, sensitivity.metric, answer, problem, costs.groups)
+
+
+def _front(problem: AllocationProblem, resource: str, study: Study) -> list[FrontPoint]:
+    return pareto_front(
+        problem, resource, points=study.front_points, solver=study.solver, time_limit_s=FRONT_SECONDS, gap=GAP
+    )
+
+
+def _solve(problem: AllocationProblem, study: Study) -> Allocation | Infeasible:
+    return solve(problem, solver=study.solver, time_limit_s=SOLVE_SECONDS, gap=GAP)
 
 
 def _limits(
@@ -117,7 +131,7 @@ def _limits(
             )
         unit = US_PER_MS if rows == [LATENCY] else 1.0
         ranges = [reachable_range(problem, row) for row in rows] if budget.relative is not None else [(0.0, 0.0)]
-        counted = max(total_costs(problem, full)[row] for row in rows)
+        counted = max(all_costs(problem, full)[row] for row in rows)
         measured = full_precision_us if rows == [LATENCY] and full_precision_us is not None else counted
         limits[budget.resource] = budget.resolve(
             measured / unit, max(low for low, _ in ranges) / unit, max(high for _, high in ranges) / unit
@@ -157,7 +171,7 @@ def _front_plans(
     others = {row: limit for row, limit in problem.budgets.items() if row != resource}
     plans = []
     for point in front_below_budget(front, problem.budgets.get(resource)):
-        answer = solve(replace(problem, budgets={**others, resource: point.cost}), solver=study.solver)
+        answer = _solve(replace(problem, budgets={**others, resource: point.cost}), study)
         if isinstance(answer, Allocation):
             share = point.cost / problem.budgets[resource] if resource in problem.budgets else None
             name = f"front at {share:.2f} of the budget" if share else f"front at {point.cost:.4g}"
@@ -192,7 +206,7 @@ def _plan(
 
 
 def _predicted(problem: AllocationProblem, precisions: Mapping[str, str]) -> dict[str, float]:
-    totals = total_costs(problem, precisions)
+    totals = all_costs(problem, dict(precisions))
     predicted = {SIZE: totals[SIZE], BOPS: totals[BOPS]}
     if LATENCY in totals:
         predicted["latency_ms"] = totals[LATENCY] / US_PER_MS

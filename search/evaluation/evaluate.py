@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from search.chunking import chunk_size
 from search.dataset import Dataset, Splits
 from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.quality import Quality, assess, run_in_chunks
-from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide
+from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide, decide_within
 from search.latency.measure import random_inputs
 from search.model_loss import LossKind, ModelLoss
 from search.plan import PlannedAssembly, Source
@@ -104,7 +105,7 @@ class Workbench:
         discarded = None
         if self.backend is not None:
             audit = audit_model(
-                bundle.model_path.read_bytes(),
+                bundle.model.read_bytes(),
                 point.threads,
                 profile.session_options,
                 expected={name: assembly.precision_of(name) for name in self._layers()},
@@ -112,7 +113,7 @@ class Workbench:
                 runtime=profile.runtime,
             )
             discarded = None if audit.ok else "; ".join(finding.sentence for finding in audit.findings)
-            self.models[plan.name] = self.backend.load_model(bundle.model_path, point.threads, profile.session_options)
+            self.models[plan.name] = self.backend.load_model(bundle.model, point.threads, profile.session_options)
             outputs = run_in_chunks(self.models[plan.name].run, self.splits.select, self._run_chunk(plan))
         else:
             outputs = run_in_chunks(
@@ -210,7 +211,10 @@ def evaluate_target(
                 break
             evaluated += [bench.build(plan) for plan in again]
             evaluated, limits = _timed(bench, evaluated, target, solved["limits"], progress)
-        verdict = decide(evaluated, limits, loss.unit)
+        if target.tolerance is None:
+            verdict = decide(evaluated, limits, loss.unit)
+        else:
+            verdict = decide_within(evaluated, target.tolerance, loss.unit)
         report = {
             item.plan.name: bench.quality(item.plan, splits.report) for item in evaluated if item.discarded is None
         }
@@ -274,10 +278,12 @@ def _deliver(bench: Workbench, verdict: Verdict, folder: Path, index: int) -> tu
     """The chosen bundle's files under flat names; the folders of all builds are removed."""
     files: list[str] = []
     if verdict.chosen is not None:
-        for path in bench.bundles[verdict.chosen].paths:
-            name = f"artifact_{index}{path.suffix}" if path.suffix == ".onnx" else f"{path.stem}_{index}{path.suffix}"
-            path.rename(folder / name)
-            files.append(name)
+        bundle = bench.bundles[verdict.chosen]
+        for name in bundle.files:
+            stem, dot, suffix = name.partition(".")
+            kept = f"{'artifact' if stem == 'model' else stem}_{index}{dot}{suffix}"
+            (bundle.folder / name).rename(folder / kept)
+            files.append(kept)
     for bundle in bench.bundles.values():
-        bundle.remove()
+        shutil.rmtree(bundle.folder)
     return tuple(files)

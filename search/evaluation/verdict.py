@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from kernels.microbench import Timing
+from kernels.stopwatch import Timing
+from search.errors import BadSubmission
+from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.quality import Quality
 from search.plan import PlannedAssembly, Source
+from search.study import Tolerance
 
 
 class VerdictKind(str, Enum):
@@ -85,6 +89,56 @@ def decide(evaluated: Sequence[Evaluated], limits: Mapping[str, float], unit: st
     else:
         sentence += f"; the best uniform one that does, {name}, loses {runner_up.select.losses.mean():.3g}."
     return Verdict(VerdictKind.CHOSEN, best.plan.name, name, sentence)
+
+
+def decide_within(evaluated: Sequence[Evaluated], tolerance: Tolerance, unit: str) -> Verdict:
+    """The fastest assembly whose loss of quality on *select* is within the tolerance at the upper end of its interval.
+
+    When only the data is too thin to say so, the answer stays full precision and names how many samples it would take.
+    """
+    ran = [item for item in evaluated if item.discarded is None]
+    reference = next(item for item in ran if item.plan.source is Source.FULL_PRECISION)
+    lost = {item.plan.name: _lost(item, reference, tolerance) for item in ran}
+    within = [item for item in ran if item is reference or lost[item.plan.name].ci_high <= tolerance.limit]
+    best = min(within, key=lambda item: (item.latency_ms, float(item.select.losses.mean())))
+    found = lost[best.plan.name]
+    what = "of accuracy" if tolerance.kind == "accuracy_drop" else unit
+    sentence = (
+        f"{best.plan.name} is the fastest within {tolerance.limit:g} {what}: "
+        f"it loses {found.value:.3g} [{found.ci_low:.3g}, {found.ci_high:.3g}]."
+    )
+    unsure = [
+        lost[item.plan.name]
+        for item in ran
+        if item.latency_ms < best.latency_ms and lost[item.plan.name].value < tolerance.limit
+    ]
+    if unsure:
+        sentence += (
+            f" Faster ones may be within it too, but {found.samples} samples cannot tell: about "
+            f"{min(_samples_needed(each, tolerance.limit) for each in unsure)} would."
+        )
+    kind = VerdictKind.CHOSEN if best.plan.source in (Source.METRIC, Source.FRONT) else VerdictKind.NO_GAIN
+    plain = [item for item in within if item.plan.source in (Source.UNIFORM, Source.FULL_PRECISION)]
+    runner_up = min(plain, key=lambda item: item.latency_ms)
+    return Verdict(kind, best.plan.name, runner_up.plan.name, sentence)
+
+
+def _lost(item: Evaluated, reference: Evaluated, tolerance: Tolerance) -> Estimate:
+    if tolerance.kind == "loss":
+        return item.select.loss()
+    before, after = reference.select.correct, item.select.correct
+    if before is None or after is None:
+        raise BadSubmission(
+            "a tolerance of accuracy needs labels and an output with classes",
+            hint='add a "labels" array to the dataset, or use {"loss": …}',
+            code="labels_missing",
+        )
+    return estimate_difference(before, after, reference.select.groups)
+
+
+def _samples_needed(lost: Estimate, limit: float) -> int:
+    """Samples at which the interval's upper end falls to the limit: its half width shrinks with the square root."""
+    return math.ceil(lost.samples * ((lost.ci_high - lost.value) / (limit - lost.value)) ** 2)
 
 
 def _rank(item: Evaluated) -> tuple[float, float]:

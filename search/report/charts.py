@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from kernels.precision import Precision
 
@@ -50,6 +51,8 @@ def front_chart(target: Document, unit: str) -> str:
             loss = assembly["select"]["loss"]
             chosen = assembly["name"] == target["verdict"]["chosen"]
             label = "chosen" if chosen else assembly["source"].replace("_", " ")
+            if not assembly["meets_budgets"]:
+                label = "over a budget"
             center = max(loss["value"], _floor(target))
             axes.errorbar(
                 [_latency_ms(assembly)],
@@ -58,6 +61,7 @@ def front_chart(target: Document, unit: str) -> str:
                 fmt="*" if chosen else marker,
                 color=GREEN if chosen else color,
                 markersize=14 if chosen else 6,
+                markerfacecolor=None if assembly["meets_budgets"] else "white",
                 capsize=2,
                 linewidth=0.8,
                 zorder=5 if chosen else 3,
@@ -68,6 +72,8 @@ def front_chart(target: Document, unit: str) -> str:
             if budget["resource"] == "latency_ms":
                 axes.axvline(budget["limit"], color=WARM, linestyle="--", linewidth=1, label="latency budget")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("latency, ms (measured where marked)")
         axes.set_ylabel(f"loss, {unit}")
         axes.legend(frameon=False, fontsize=8)

@@ -9,7 +9,7 @@ from typing import Any
 
 from kernels.hardware_profile import HardwareProfile
 from kernels.stopwatch import Timing
-from search.allocation import total_costs
+from search.allocation.arrays import all_costs
 from search.allocation.problem import AllocationProblem
 from search.candidate_set import CandidateSet
 from search.dataset import Dataset, Splits
@@ -98,7 +98,10 @@ def target_document(
         },
         "latency_fit": _fit_document(fit, profile),
         "assemblies": [
-            _assembly(item, evaluation.report.get(item.plan.name), evaluation.solved.get("same_as", {}), study.seed)
+            {
+                **_assembly(item, evaluation.report.get(item.plan.name), evaluation.solved["same_as"], study.seed),
+                "meets_budgets": item.meets(evaluation.limits),
+            }
             for item in evaluation.evaluated
         ],
         "front": _front(evaluation.solved),
@@ -212,11 +215,11 @@ def _layers(
 
 def _reasons(problem: AllocationProblem, evaluation: TargetEvaluation, precisions: Mapping[str, str]) -> dict[str, str]:
     by_group = {group.name: precisions.get(group.layers[0], "fp32") for group in problem.groups}
-    totals = total_costs(problem, by_group)
+    totals = all_costs(problem, by_group)
     budgets = {
         row: limit * (US_PER_MS if row == LATENCY else 1.0)
         for row in totals
-        for resource, limit in evaluation.limits.items()
+        for resource, limit in evaluation.solved["limits"].items()
         if row.split("@")[0] == (LATENCY if resource == "latency_ms" else resource)
     }
     bounded = AllocationProblem(

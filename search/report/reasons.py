@@ -7,7 +7,13 @@ from collections.abc import Mapping
 
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
 
-UNITS = {"latency_us": "µs", "size_bytes": "bytes", "bops": "bit operations", "peak_memory_bytes": "bytes at peak"}
+PREFIXES = ("", "k", "M", "G", "T")
+UNITS = {
+    "latency_us": ("s", ("µ", "m", "")),
+    "size_bytes": ("B", PREFIXES),
+    "bops": ("bop", PREFIXES),
+    "peak_memory_bytes": ("B at peak", PREFIXES),
+}
 
 
 def explain(problem: AllocationProblem, precisions: Mapping[str, str], costs: Mapping[str, float]) -> dict[str, str]:
@@ -55,9 +61,7 @@ def _explain_group(
         name = min(saving, key=lambda precision: _choice(group, precision).loss)
         lost = _choice(group, name).loss - current.loss
         saved = [
-            f"{-change:.3g} {_unit(resource)}"
-            for resource, change in saving[name].items()
-            if change < 0 and resource in slack
+            _amount(-change, resource) for resource, change in saving[name].items() if change < 0 and resource in slack
         ]
         if saved:
             parts.append(f"{name} would save {' and '.join(saved)} but lose {lost:.2g} more")
@@ -69,7 +73,7 @@ def _explain_group(
 def _explain_better(better: Choice, current: Choice, change: Mapping[str, float], slack: Mapping[str, float]) -> str:
     gain = current.loss - better.loss
     over = [
-        f"{change[resource]:.3g} {_unit(resource)} where {max(left, 0):.3g} are left"
+        f"{_amount(change[resource], resource)} where {_amount(max(left, 0), resource)} are left"
         for resource, left in slack.items()
         if change.get(resource, 0.0) > left
     ]
@@ -96,5 +100,12 @@ def _choice(group: Group, precision: str) -> Choice:
     return next(choice for choice in group.choices if choice.precision == precision)
 
 
-def _unit(resource: str) -> str:
-    return UNITS.get(resource.split("@")[0], resource)
+def _amount(value: float, resource: str) -> str:
+    """A quantity with three digits and its unit: `26.8 kB`, `94.3 µs`, `1.2 Gbop`."""
+    unit, steps = UNITS.get(resource.split("@")[0], (resource, PREFIXES))
+    prefix = ""
+    for prefix in steps:
+        if abs(value) < 1000 or prefix == steps[-1]:
+            break
+        value /= 1000
+    return f"{value:.3g} {prefix}{unit}"

@@ -18,15 +18,15 @@ def group(name: str, loss: float, saved: float) -> Group:
 def test_better_precision_is_named_with_what_it_would_cost() -> None:
     problem = AllocationProblem((group("a", 0.1, 300), group("b", 0.2, 300)), {"size_bytes": 500.0})
     reasons = explain(problem, {"a": "w8a8", "b": "fp32"}, {"size_bytes": 500.0, "latency_us": 14.0})
-    assert "fp32 would lose 0.1 less but costs 300 bytes where 0 are left" in reasons["a"]
-    assert "w8a8 would save 300 bytes but lose 0.2 more" in reasons["b"]
+    assert "fp32 would lose 0.1 less but costs 300 B where 0 B are left" in reasons["a"]
+    assert "w8a8 would save 300 B but lose 0.2 more" in reasons["b"]
 
 
 def test_boundary_costs_count_in_what_a_change_would_cost() -> None:
     edge = Boundary("latency_us", "a", "b", 50.0)
     problem = AllocationProblem((group("a", 0.1, 300), group("b", 0.2, 300)), {"latency_us": 10.0}, boundaries=(edge,))
     reasons = explain(problem, {"a": "w8a8", "b": "w8a8"}, {"size_bytes": 200.0, "latency_us": 8.0})
-    assert "costs 56 µs where 2 are left" in reasons["a"]
+    assert "costs 56 µs where 2 µs are left" in reasons["a"]
 
 
 def test_pins_are_said() -> None:
