@@ -18,7 +18,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from search.errors import SearchError
+from search.errors import SearchError, UnsupportedOp
 from search.graph import Graph
 from search.onnx_import import Program, graph_from_model
 from search.onnx_import.ops import OPS
@@ -104,7 +104,8 @@ def _run(program: Program, graph: Graph, inputs: Iterable[Any]) -> dict[str, tor
     feed = {}
     for info, value in zip(graph.inputs, inputs, strict=True):
         tensor = to_torch(_array(value), program.dtype)
-        assert tensor is not None, info.dtype
+        if tensor is None:
+            raise UnsupportedOp(f"input {info.name!r} has type {info.dtype}, which torch does not compute")
         feed[info.name] = tensor
     with torch.no_grad():
         return program.run(feed)

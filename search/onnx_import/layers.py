@@ -89,8 +89,8 @@ def find_layers(
                 layers.append(found)
         elif node.op_type in _NO_CANDIDATE:
             unquantized.append(Unquantized(_display(node), node.op_type, _NO_CANDIDATE[node.op_type]))
-    named = _named(layers, nodes, scopes or {})
-    return FoundLayers(tuple(_tied(named, nodes, wiring)), tuple(unquantized))
+    tied = _tied(layers, nodes, wiring)
+    return FoundLayers(tuple(_named(tied, nodes, scopes or {})), tuple(unquantized))
 
 
 def clean_name(name: str) -> str:
@@ -256,16 +256,15 @@ def _absorbed(output: str, wiring: _Wiring) -> Node | None:
 
 
 def _named(layers: list[Layer], nodes: tuple[Node, ...], scopes: Mapping[int, Sequence[str]]) -> list[Layer]:
-    counts: Counter[str] = Counter()
+    by_op: Counter[str] = Counter()
     taken: set[str] = set()
     named = []
     for layer in layers:
         node = nodes[layer.node]
-        index = counts[node.op_type]
-        counts[node.op_type] += 1
-        base = clean_name(layer_name(layer.weight, node, scopes.get(layer.node, ()), index))
+        base = clean_name(layer_name(layer, node, scopes.get(layer.node, ()), by_op[node.op_type]))
+        by_op[node.op_type] += 1
         name, copy = base, 1
-        while name in taken:
+        while name in taken or not name:
             copy += 1
             suffix = f"#{copy}"
             name = base.encode()[: NAME_LIMIT_BYTES - len(suffix)].decode("utf-8", "ignore") + suffix
@@ -274,15 +273,17 @@ def _named(layers: list[Layer], nodes: tuple[Node, ...], scopes: Mapping[int, Se
     return named
 
 
-def layer_name(weight: str, node: Node, scopes: Sequence[str], index: int) -> str:
-    """The module path of a layer: from its weight's name, the exporter's scopes, the node's path, or op and index."""
-    if weight.endswith(".weight") and "::" not in weight and len(weight) > len(".weight"):
-        return weight.removesuffix(".weight")
-    if scopes:
-        return scopes[-1]
-    if node.name.startswith("/") and node.name.count("/") > 1:
-        return _module_path(node.name.split("/")[1:-1])
-    return f"{node.op_type}_{index}"
+def layer_name(layer: Layer, node: Node, scopes: Sequence[str], index: int) -> str:
+    """The module path of a layer: from its weight's name, the exporter's scopes, the node's path, or op and index.
+
+    A tied weight carries the name of one of its layers only, so there the layer's own scopes and path come first.
+    """
+    weight = layer.weight.removesuffix(".weight")
+    named = weight if weight and weight != layer.weight and "::" not in weight else ""
+    path = _module_path(node.name.split("/")[1:-1]) if node.name.startswith("/") else ""
+    own = scopes[-1] if scopes else path
+    usual = f"{node.op_type}_{index}"
+    return (own or named or usual) if layer.tie is not None else (named or own or usual)
 
 
 def _module_path(parts: Sequence[str]) -> str:
