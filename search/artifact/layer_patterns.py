@@ -6,6 +6,7 @@
 | the same with 4-bit weights       | … Cast(int4 w → int8) → DQ …                        | QLinearConv            |
 | Gemm, static                      | DQ(x), DQ(int8 w), DQ(int32 b) → Gemm               | QGemm                  |
 | MatMul (+ Add), static            | DQ(x), DQ(int8 w) → MatMul (→ Add float b)          | MatMulIntegerToFloat   |
+| Gemm or MatMul before ReLU        | the same, always with an Add                        | MatMulIntegerToFloat   |
 | linear, dynamic                   | DynamicQuantizeLinear → MatMulInteger → Cast → Mul  | DynamicQuantizeMatMul  |
 | linear, float, int4/int8 weights  | DQ(w as (K, N), blocked) → MatMul (→ Add)           | MatMulNBits            |
 | embedding                         | Gather(int8 rows), Gather(scale) → Cast → Mul       | the same               |
@@ -80,27 +81,35 @@ def _write_static(
         assert bias is not None
         assert quantizer is not None
         weight = widen_dead_channels(weight, bias, quantizer.scale)
-    needs_zero_point = node.op_type == "Gemm"
-    node.input[layer.weight_position] = _dequantized(edit, layer, weight, zero_point=needs_zero_point)
+    if layer.kind is LayerKind.LINEAR and own_bias and _feeds_relu(edit, node):
+        # ONNX Runtime 1.32 runs Gemm → ReLU and MatMul → ReLU in float unless a quantizer follows, MatMul → Add →
+        # ReLU always on integers. One form for both, so that a layer's bytes do not depend on its neighbours.
+        if bias is None:
+            bias = np.zeros(layer.weight_shape[layer.channel_axis], dtype=np.float32)
+        elif integer_bias and quantizer is not None:
+            bias_codes, scale = _bias_codes(weight, bias, quantizer.scale)
+            bias = np.asarray(bias_codes * scale, dtype=np.float32)
+        codes, scale, zero_point = _as_matmul(node, weight)
+        weight = QuantizedWeight(codes, scale, zero_point, 1, weight.bits)
+        _to_matmul(edit, layer, node, _dequantized(edit, layer, weight, zero_point=False), bias)
+        return
+    node.input[layer.weight_position] = _dequantized(edit, layer, weight, zero_point=node.op_type == "Gemm")
     if not own_bias:
         return
     if node.op_type == "MatMul":
         if bias is not None:
             _append_bias(edit, layer, node, bias)
         return
-    if bias is None:
-        if len(node.input) > 2:
-            del node.input[2:]
-        return
-    name = (
-        _bias_dq(edit, layer, weight, bias, quantizer.scale)
-        if integer_bias and quantizer
-        else _float_bias(edit, layer, bias)
-    )
-    if len(node.input) > 2:
-        node.input[2] = name
-    else:
-        node.input.append(name)
+    del node.input[2:]
+    if bias is not None:
+        exact = quantizer is not None and integer_bias
+        node.input.append(_bias_dq(edit, layer, weight, bias, quantizer) if exact else _float_bias(edit, layer, bias))
+
+
+def _feeds_relu(edit: GraphEdit, node: onnx.NodeProto) -> bool:
+    """Whether a ReLU or Clip alone reads the node."""
+    readers = edit.readers(node.output[0])
+    return len(readers) == 1 and readers[0][0].op_type in ("Relu", "Clip")
 
 
 def widen_dead_channels(weight: QuantizedWeight, bias: Array, input_scale: float) -> QuantizedWeight:
@@ -125,9 +134,17 @@ def widen_dead_channels(weight: QuantizedWeight, bias: Array, input_scale: float
     )
 
 
-def _bias_dq(edit: GraphEdit, layer: Layer, weight: QuantizedWeight, bias: Array, input_scale: float) -> str:
+def _bias_codes(weight: QuantizedWeight, bias: Array, input_scale: float) -> tuple[Array, Array]:
+    """The bias as int32 codes at scale input scale × weight scale (multiplied in float32, as runtimes check it)."""
     scale = np.broadcast_to(np.float32(input_scale) * weight.scale.astype(np.float32), bias.shape).astype(np.float32)
-    codes = np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32)
+    return np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32), scale
+
+
+def _bias_dq(
+    edit: GraphEdit, layer: Layer, weight: QuantizedWeight, bias: Array, quantizer: ActivationQuantizer | None
+) -> str:
+    assert quantizer is not None
+    codes, scale = _bias_codes(weight, bias, quantizer.scale)
     prefix = f"{layer.name}.bias"
     output = edit.fresh(f"{prefix}.dequantized")
     codes_name = edit.constant(f"{prefix}.int32", codes)
@@ -183,7 +200,7 @@ def _dequantized(edit: GraphEdit, layer: Layer, weight: QuantizedWeight, *, zero
     return output
 
 
-def _as_matmul(layer: Layer, node: onnx.NodeProto, weight: QuantizedWeight) -> tuple[Array, Array, Array | None]:
+def _as_matmul(node: onnx.NodeProto, weight: QuantizedWeight) -> tuple[Array, Array, Array | None]:
     """Codes, scales and zero points of a linear layer as a MatMul reads them: (K, N), whatever the node's form was."""
     codes, scale, zero_point = weight.codes, weight.scale, weight.zero_point
     if any(attribute.name == "transB" and attribute.i for attribute in node.attribute):
@@ -209,7 +226,7 @@ def _write_weight_only(
     edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto, *, simulate: bool
 ) -> None:
     weight = candidate.weight
-    codes, scale, zero_point = _as_matmul(layer, node, weight)
+    codes, scale, zero_point = _as_matmul(node, weight)
     int4 = weight.bits <= INT4_BITS
     suffix = "int4" if int4 else "int8"
     inputs = [
@@ -278,7 +295,7 @@ def _rows_quantized_inside(edit: GraphEdit, layer: Layer, source: str, width: in
 
 
 def _write_dynamic(edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto) -> None:
-    codes, scale, zero_point = _as_matmul(layer, node, candidate.weight)
+    codes, scale, zero_point = _as_matmul(node, candidate.weight)
     source, output = node.input[0], node.output[0]
     quantized, input_scale, input_zero = _dynamic_quantize(edit, source)
     weight = QuantizedWeight(codes, scale, zero_point, 1, candidate.weight.bits)
