@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     kernels: str = Field(
         default="kernels", description="Module run as `python -m … profile --json` to name this hardware."
     )
+    hardware: tuple[str, ...] = Field(
+        default=("cpu-local", "cpu-local-openvino"),
+        description="Hardware profiles a worker announces where it has them.",
+    )
 
     @property
     def resolved_database_url(self) -> str:

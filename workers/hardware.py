@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,34 +30,38 @@ PROBE_LIMIT_S = 120
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def probe_profiles(kernels: str) -> list[dict[str, Any]]:
-    """The profiles this machine can measure, from `python -m <kernels> profile --json`; none when it cannot tell."""
+def probe_profiles(kernels: str, slugs: Iterable[str]) -> list[dict[str, Any]]:
+    """The profiles of those slugs this machine has, asked of `python -m <kernels> profile --json --hardware <slug>`.
+
+    A slug the package cannot name here is left out, and the log says why.
+    """
     environment = {**os.environ, "PYTHONPATH": str(CODE_FOLDER)}
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-m", kernels, "profile", "--json"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=environment,
-            timeout=PROBE_LIMIT_S,
-            check=True,
-        )
-        return read_profiles(probe.stdout)
-    except subprocess.CalledProcessError as error:
-        log.warning("this machine's hardware is unknown: %s", error.stderr.decode("utf-8", "replace")[-2000:])
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        log.warning("this machine's hardware is unknown: %s", error)
-    return []
-
-
-def read_profiles(output: bytes) -> list[dict[str, Any]]:
-    """The profiles in the probe's output: one JSON object or a list of them, each with a slug. Raises `ValueError`."""
-    told = json.loads(output)
-    profiles = told if isinstance(told, list) else [told]
-    for profile in profiles:
-        if not isinstance(profile, dict) or not _SLUG.fullmatch(str(profile.get("slug", ""))):
-            raise ValueError(f"not a hardware profile: {str(profile)[:200]}")
+    profiles = []
+    for slug in slugs:
+        try:
+            probe = subprocess.run(
+                [sys.executable, "-m", kernels, "profile", "--json", "--hardware", slug],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=environment,
+                timeout=PROBE_LIMIT_S,
+                check=True,
+            )
+            profiles.append(read_profile(probe.stdout))
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode("utf-8", "replace")[-1000:]
+            log.warning("hardware %s is not announced: %s", slug, said)
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            log.warning("hardware %s is not announced: %s", slug, error)
     return profiles
+
+
+def read_profile(output: bytes) -> dict[str, Any]:
+    """The profile in the probe's output: a JSON object with a slug. Raises `ValueError`."""
+    profile = json.loads(output)
+    if not isinstance(profile, dict) or not _SLUG.fullmatch(str(profile.get("slug", ""))):
+        raise ValueError(f"not a hardware profile: {str(profile)[:200]}")
+    return profile
 
 
 def queues_for(profiles: list[dict[str, Any]]) -> list[str]:

@@ -106,7 +106,7 @@ def worker(
     """Announce this machine's hardware and take stages from its queues. Reads BITWRIGHT_* only."""
     _log_to_stderr()
     settings = process_settings()
-    profiles = probe_profiles(settings.kernels)
+    profiles = probe_profiles(settings.kernels, settings.hardware)
     queues = queues_for(profiles)
     announcement = Announcement.of_this_machine(queues, profiles)
     database = Database(settings.resolved_database_url)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,10 @@ def submit(
     size: Annotated[str | None, typer.Option(help="Bytes, or 0.5x of full precision")] = None,
     bops: Annotated[str | None, typer.Option(help="Bit operations, or 0.5x of full precision")] = None,
     peak_memory: Annotated[str | None, typer.Option(help="Bytes, or 0.5x of full precision")] = None,
+    accuracy_drop: Annotated[
+        float | None, typer.Option(help="Instead of budgets: the fastest that loses at most this share of answers")
+    ] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Instead of budgets: the fastest within this loss")] = None,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, as name=128")] = None,
@@ -77,12 +82,14 @@ def submit(
 ) -> None:
     """Upload a model and data, and start a study."""
     asked = {"latency_ms": latency, "size_bytes": size, "bops": bops, "peak_memory_bytes": peak_memory}
+    promised = {"accuracy_drop": accuracy_drop, "loss": max_loss}
     with _exit_status(), Client(url) as client:
         study = client.submit(
             model,
             data=data,
             hardware=hardware or ["cpu-local"],
             budgets={resource: _budget(text) for resource, text in asked.items() if text is not None},
+            tolerance={name: value for name, value in promised.items() if value is not None},
             batch=batch,
             threads=threads,
             dims=_dims(dim or []),
@@ -113,11 +120,11 @@ def front(
     if as_json:
         _print_json(found)
         return
-    points = [point for point in found.get("points", []) if isinstance(point, dict)]
-    columns = [name for name, value in (points[0] if points else {}).items() if isinstance(value, (int, float, str))]
-    table = Table(*columns)
-    for point in points:
-        table.add_row(*(_cell(point.get(name)) for name in columns))
+    table = Table("cost", "loss", "precisions", title=f"{found.get('hardware', '')}: front, predicted")
+    for point in found.get("front", []):
+        counts = Counter(point.get("precisions", {}).values())
+        mix = ", ".join(f"{count} × {precision}" for precision, count in counts.most_common())
+        table.add_row(_cell(point.get("cost")), _cell(point.get("loss")), escape(mix))
     Console().print(table)
 
 

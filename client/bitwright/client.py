@@ -64,6 +64,7 @@ class Client:
         data: str | Path | None = None,
         hardware: str | Sequence[str] = "cpu-local",
         budgets: Mapping[str, float | str | Mapping[str, float]] | None = None,
+        tolerance: Mapping[str, float] | None = None,
         batch: int = 1,
         threads: int = 1,
         dims: Mapping[str, int] | None = None,
@@ -76,6 +77,7 @@ class Client:
 
         `model` and `data` are paths, or ids of earlier uploads (`model_…`, `dataset_…`). `budgets` maps
         `latency_ms`, `size_bytes`, `bops` or `peak_memory_bytes` to a number, `"0.6x"`, or `{"relative": 0.5}`.
+        Instead of budgets, `tolerance` is `{"accuracy_drop": 0.005}` or `{"loss": 0.01}`.
         """
         model_id = str(model) if str(model).startswith("model_") else self.upload_model(model, external_data)
         dataset_id = None
@@ -86,7 +88,15 @@ class Client:
         body = {
             "model": model_id,
             "dataset": dataset_id,
-            "targets": [{"hardware": slug, "operating_point": point, "budgets": dict(budgets or {})} for slug in slugs],
+            "targets": [
+                {
+                    "hardware": slug,
+                    "operating_point": point,
+                    "budgets": dict(budgets or {}),
+                    "tolerance": dict(tolerance) if tolerance else None,
+                }
+                for slug in slugs
+            ],
             "seed": seed,
             "options": dict(options or {}),
             "name": name,
@@ -146,8 +156,9 @@ class Client:
         return found
 
     def front(self, study_id: str, target: int = 0) -> dict[str, Any]:
-        """The Pareto front of one target. Raises `Conflict` (`not_ready`) before the study has one."""
-        return dict(self._json("GET", f"/v1/studies/{study_id}/front", params={"target": target}))
+        """One target's `front` (predicted cost and loss) and `assemblies` (built and run). Raises `Conflict` before."""
+        (found,) = self._json("GET", f"/v1/studies/{study_id}/front", params={"target": target})
+        return dict(found)
 
     def report(self, study_id: str, target: int = 0) -> dict[str, Any]:
         """The report of one target. Raises `Conflict` (`not_ready`) before the study has one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -42,9 +41,7 @@ def study_page(request: Request, study_id: str, session: ReadSession, parts: The
     seen = see_study(session, study_id, silent_s=parts.settings.worker_silent_s)
     if seen is None:
         raise not_found("study", study_id)
-    return templates.TemplateResponse(
-        request, "study.html", {"study": seen.view, "state_json": json.dumps(seen.view.model_dump(mode="json"))}
-    )
+    return templates.TemplateResponse(request, "study.html", {"study": seen.view})
 
 
 def install_dashboard(app: FastAPI) -> None:

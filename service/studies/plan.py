@@ -15,8 +15,9 @@ from typing import Any
 class StageKind:
     """One kind of stage.
 
-    `queue` may name `{hardware}`, the slug of the stage's target. `reads_budgets`: the budgets are part of its
-    input; the others never see them, so a new budget finds them finished. `publishes`: its files are artifacts.
+    `queue` may name `{hardware}`, the slug of the stage's target. `reads_budgets`: budgets and tolerance are
+    part of its input; the others never see them, so a new budget finds them finished. `publishes`: its files are
+    artifacts.
     """
 
     name: str
@@ -39,6 +40,7 @@ KINDS: tuple[StageKind, ...] = (
     StageKind("solve", ("scan", "measure"), "solve", reads_budgets=True),
     StageKind("evaluate", ("solve",), "measure.{hardware}", per_target=True, reads_budgets=True, publishes=True),
 )
+GOALS = ("budgets", "tolerance")
 COMMON_QUEUES: tuple[str, ...] = tuple(kind.queue for kind in KINDS if not kind.on_device)
 
 
@@ -77,7 +79,7 @@ def plan_study(spec: Mapping[str, Any], kinds: Sequence[StageKind] = KINDS) -> l
 def stage_spec(spec: Mapping[str, Any], kind: StageKind, target: int | None) -> dict[str, Any]:
     """What a stage is told of the study: the request, without budgets where the kind does not read them."""
     targets = [
-        dict(entry) if kind.reads_budgets else {name: value for name, value in entry.items() if name != "budgets"}
+        dict(entry) if kind.reads_budgets else {name: value for name, value in entry.items() if name not in GOALS}
         for entry in spec["targets"]
     ]
     told = {**spec, "targets": targets}

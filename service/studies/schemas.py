@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictStr, model_validator
 
 _TIMES = re.compile(r"\d+(\.\d+)?x?")
 MAX_TARGETS = 16
@@ -45,12 +45,31 @@ class OperatingPointRequest(Strict):
     ] = Field(default_factory=dict, max_length=32)
 
 
+class AccuracyDrop(Strict):
+    """At most this fraction of samples may be answered wrongly that full precision answers rightly."""
+
+    accuracy_drop: BudgetNumber
+
+
+class LossTolerance(Strict):
+    """At most this loss, in the loss's own unit."""
+
+    loss: BudgetNumber
+
+
 class TargetRequest(Strict):
-    """A hardware profile, an operating point and budgets."""
+    """A hardware profile, an operating point, and budgets or a tolerance."""
 
     hardware: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     operating_point: OperatingPointRequest = Field(default_factory=OperatingPointRequest)
     budgets: dict[Resource, BudgetNumber | BudgetText | RelativeBudget] = Field(default_factory=dict)
+    tolerance: AccuracyDrop | LossTolerance | None = None
+
+    @model_validator(mode="after")
+    def _one_goal(self) -> Self:
+        if bool(self.budgets) == (self.tolerance is not None):
+            raise ValueError('give either budgets, as {"latency_ms": "0.6x"}, or a tolerance, as {"loss": 0.01}')
+        return self
 
 
 class StudyRequest(Strict):

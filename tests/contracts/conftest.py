@@ -1,0 +1,11 @@
+"""Fixtures: see `tests.service.stack`."""
+
+from tests.service.stack import (  # noqa: F401
+    database,
+    database_url,
+    http,
+    messages,
+    postgresql_server,
+    settings,
+    sqlite_template,
+)

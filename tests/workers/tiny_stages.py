@@ -1,0 +1,169 @@
+"""Stage functions small enough to watch: they follow the contract of `search.pipeline.STAGES` without any search.
+
+`spec["options"]["tiny"]` makes one misbehave: {"kind": …, "how": "user_error" | "crash" | "die" | "sleep" | …}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Progress = Callable[[int, int, str, str], None]
+
+
+class TinyError(Exception):
+    """An error as search raises them."""
+
+    def __init__(self, code: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.code, self.message, self.hint = code, message, hint
+
+
+def misbehave(kind: str, spec: dict[str, Any], folder: Path, progress: Progress) -> None:
+    asked = spec["options"].get("tiny", {})
+    if asked.get("kind") != kind:
+        return
+    once = asked.get("once")
+    if once is not None:
+        marker = Path(once)
+        if marker.exists():
+            return
+        marker.write_text("been here")
+    how = asked["how"]
+    if how == "user_error":
+        raise TinyError("op_unsupported", "the model has the op Loop", "export it without control flow")
+    if how == "crash":
+        raise RuntimeError("a fault of ours")
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "sleep":
+        progress(1, 100, "naps", "sleeping")
+        time.sleep(float(asked["seconds"]))
+    if how == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pid_file = asked["pid_file"]
+        subprocess.Popen(
+            [sys.executable, "-c", f"import os,time; open({pid_file!r},'w').write('x'); time.sleep(600)"],
+            start_new_session=True,
+        )
+        time.sleep(600)
+    if how == "network":
+        socket.create_connection(("127.0.0.1", int(asked["port"])), timeout=2).close()
+    if how == "flood":
+        fd = int(sys.argv[sys.argv.index("--pipe") + 1])
+        while True:
+            os.write(fd, b"x" * 65536)
+    if how == "link":
+        (folder / "evil.json").symlink_to("/etc/passwd")
+    if how == "secrets":
+        raise TinyError("environment", json.dumps(dict(os.environ)), "")
+
+
+def result(folder: Path, names: dict[str, Any], **summary: Any) -> dict[str, Any]:
+    for name, content in names.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return {"outputs": list(names), "summary": summary}
+
+
+def check(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    misbehave("check", spec, folder, progress)
+    if spec["options"].get("tiny", {}).get("how") == "link":
+        return {"outputs": ["evil.json"], "summary": {}}
+    size = (folder / "model.onnx").stat().st_size
+    return result(folder, {"graph.json": {"size_bytes": size}}, layers=2)
+
+
+def scan(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    assert all("budgets" not in target for target in spec["targets"])
+    misbehave("scan", spec, folder, progress)
+    for done in range(4):
+        progress(done + 1, 4, "candidates", f"layer {done}")
+    size = json.loads((folder / "graph.json").read_text())["size_bytes"]
+    return result(folder, {"sensitivity.json": {"a": size * 0.01}})
+
+
+def measure(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    misbehave("measure", spec, folder, progress)
+    return result(folder, {f"latency_{spec['target']}.json": {"a": 10.0 + spec["target"]}})
+
+
+def solve(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    misbehave("solve", spec, folder, progress)
+    latencies = [json.loads((folder / f"latency_{i}.json").read_text())["a"] for i in range(len(spec["targets"]))]
+    return result(folder, {"allocation.json": {"latencies": latencies}})
+
+
+def evaluate(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    misbehave("evaluate", spec, folder, progress)
+    target = spec["target"]
+    hardware = spec["targets"][target]["hardware"]
+    hostile = "<img src=x onerror=window.hacked=1>{a|b}</script>"
+    return result(
+        folder,
+        {
+            "report.json": {"schema_version": 1, "loss": {"unit": "nats"}, "targets": [document(hardware, hostile)]},
+            "report.html": "<!doctype html><title>report</title><p>tiny",
+            "front.json": [{"hardware": hardware, "front": FRONT, "assemblies": []}],
+            f"bit_plan_{target}.json": {"layers": []},
+            f"session_options_{target}.json": {},
+            f"artifact_{target}.onnx": "x" * 1000,
+        },
+        verdicts=[{"hardware": hardware, "verdict": "chosen", "chosen": hostile, "sentence": f"{hostile} is chosen."}],
+    )
+
+
+FRONT = [
+    {"cost": 1.0 + 0.2 * step, "loss": 0.5 / (1 + step) ** 2, "exact": True, "precisions": {"a": "w4a8", "b": "w8a8"}}
+    for step in range(8)
+]
+
+
+def document(hardware: str, hostile: str) -> dict[str, Any]:
+    """One target of a report, as search writes it."""
+
+    def assembly(
+        name: str, source: str, ms: float, loss: float, size: int, discarded: str | None = None
+    ) -> dict[str, Any]:
+        quality = {
+            "loss": {"value": loss, "ci_low": loss * 0.9, "ci_high": loss * 1.1},
+            "accuracy": {"value": 1 - loss},
+        }
+        return {
+            "name": name, "also": [], "source": source, "metric": None, "precisions": {}, "gap": 0.0,
+            "predicted": {"latency_ms": ms * 1.02}, "size_bytes": size, "discarded": discarded,
+            "measured": {"median_ms": ms, "ci_low_ms": ms * 0.98, "ci_high_ms": ms * 1.02, "samples": 30},
+            "select": quality, "report": quality,
+        }  # fmt: skip
+
+    def layer(name: str, precision: str, loss: float) -> dict[str, Any]:
+        return {
+            "name": name, "kind": "conv2d", "op_shape": None, "macs": 1000, "weights": 4096, "precision": precision,
+            "group": name, "reason": f"{precision} saves the most time per loss",
+            "choices": [{"precision": precision, "loss": loss, "standard_error": loss / 10, "costs": {}}],
+        }  # fmt: skip
+
+    return {
+        "hardware": hardware, "device": "tiny", "runtime": "tiny", "front": FRONT, "front_resource": "latency_us",
+        "budgets": [{"resource": "latency_ms", "asked": "latency_ms ≤ 0.6x full precision", "limit": 1.8}],
+        "verdict": {"kind": "chosen", "chosen": hostile, "runner_up": "uniform w8a8", "sentence": ""},
+        "latency_fit": {"sentence": "Predicted from 12 table rows and 8 end-to-end runs.", "runs": 8},
+        "assemblies": [
+            assembly("fp32", "full_precision", 3.0, 0.0, 40_000),
+            assembly("uniform w8a8", "uniform", 1.9, 0.02, 10_000),
+            assembly(hostile, "metric", 1.7, 0.03, 8_000),
+            assembly("uniform w4a8", "uniform", 1.2, 0.4, 5_000, "the runtime ran conv1 in float"),
+        ],
+        "layers": [layer(hostile, "w4a8", 0.02), layer("b", "w8a8", 0.004), layer("head", "fp32", 0.0)],
+        "unquantized": [], "artifacts": [],
+    }  # fmt: skip
+
+
+STAGES = {"check": check, "scan": scan, "measure": measure, "solve": solve, "evaluate": evaluate}
