@@ -16,7 +16,7 @@ Losses are float64: at 8 bits a KL is ~1e-7, below what float32 differences reso
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -33,6 +33,7 @@ EXACT_WIDTH = 1024
 SKETCH_WIDTH = 256
 _TINY = 1e-300
 _LOG_FLOOR = -80.0
+_BLOCK_ELEMENTS = 1 << 23
 
 
 class LossKind(str, Enum):
@@ -81,11 +82,12 @@ class ModelLoss:
 
     def per_output(self, reference: Arrays, outputs: Arrays, inputs: Arrays | None = None) -> dict[str, Array]:
         """Float64 loss per sample of each output, before `norm`."""
-        tensors = [_tensors(arrays, self) for arrays in (reference, outputs, inputs or {})]
+        found: dict[str, list[Array]] = {loss.output: [] for loss in self.outputs}
         with torch.no_grad():
-            return {
-                loss.output: np.asarray(_per_sample(loss, *tensors).numpy(), dtype=np.float64) for loss in self.outputs
-            }
+            for block in _blocks(self, reference, outputs, inputs or {}):
+                for loss in self.outputs:
+                    found[loss.output].append(_per_sample(loss, *block).numpy())
+        return {name: np.concatenate(parts).astype(np.float64) for name, parts in found.items()}
 
     def per_sample(self, reference: Arrays, outputs: Arrays, inputs: Arrays | None = None) -> Array:
         """Float64 loss of each sample, shape (n,). `inputs` is needed only where a mask is declared."""
@@ -123,14 +125,16 @@ class ModelLoss:
     ) -> np.ndarray[Any, np.dtype[np.float64]]:
         """`factor_torch` for arrays; rows wider than 1024 are sketched to 256 entries with the same inner products.
 
-        The sketch is random signs summed over random buckets (count sketch): unbiased, relative error of one sample's
-        norm about √(2/256). Rows are comparable only under the same `sketch_seed`; give every chunk its own, so that
+        The sketch gives entries random signs and adds up every 256th: unbiased, relative error of one sample's norm
+        about √(2/256). Rows are comparable only under the same `sketch_seed`; give every chunk its own, so that
         errors average out over chunks.
         """
-        tensors = [_tensors(arrays, self) for arrays in (reference, outputs, inputs or {})]
+        found = []
         with torch.no_grad():
-            rows = self.factor_torch(*tensors).numpy()
-        return np.asarray(_sketch(rows, sketch_seed) if rows.shape[1] > EXACT_WIDTH else rows, dtype=np.float64)
+            for block in _blocks(self, reference, outputs, inputs or {}):
+                rows = self.factor_torch(*block).numpy()
+                found.append(_sketch(rows, sketch_seed) if rows.shape[1] > EXACT_WIDTH else rows)
+        return np.asarray(np.concatenate(found), dtype=np.float64)
 
     def normalised(self, uniform: Mapping[str, float]) -> ModelLoss:
         """This loss with each output divided by its value in `uniform` (mean loss at uniform w8a8)."""
@@ -153,9 +157,15 @@ class ModelLoss:
         )
 
 
-def _tensors(arrays: Arrays, loss: ModelLoss) -> dict[str, torch.Tensor]:
-    names = {each.output for each in loss.outputs} | {each.mask for each in loss.outputs}
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items() if name in names}
+def _blocks(loss: ModelLoss, *each: Arrays) -> Iterator[list[dict[str, torch.Tensor]]]:
+    """The arrays the loss reads, a few samples at a time: float64 copies of a language model's logits are large."""
+    names = {one.output for one in loss.outputs} | {one.mask for one in loss.outputs}
+    found = [{name: np.asarray(array) for name, array in arrays.items() if name in names} for arrays in each]
+    outputs = [found[0][one.output] for one in loss.outputs]
+    samples = len(outputs[0])
+    step = max(1, _BLOCK_ELEMENTS * samples // max(1, sum(array.size for array in outputs)))
+    for start in range(0, samples, step):
+        yield [{name: torch.tensor(a[start : start + step]) for name, a in arrays.items()} for arrays in found]
 
 
 def _rows(loss: OutputLoss, values: torch.Tensor) -> torch.Tensor:
@@ -253,9 +263,7 @@ def _probe(loss: OutputLoss, reference: Tensors, generator: torch.Generator) -> 
 
 
 def _sketch(rows: Array, seed: int) -> Array:
-    """Rows folded to `SKETCH_WIDTH` buckets by a random permutation with random signs."""
-    generator = np.random.default_rng((seed, rows.shape[1]))
-    order = generator.permutation(rows.shape[1])
-    signs = generator.integers(0, 2, rows.shape[1], dtype=np.int8) * 2 - 1
-    starts = np.linspace(0, rows.shape[1], SKETCH_WIDTH, endpoint=False).astype(np.int64)
-    return np.asarray(np.add.reduceat(rows[:, order] * signs, starts, axis=1))
+    """Rows under random signs, folded to `SKETCH_WIDTH` sums of entries that far apart."""
+    signs = np.random.default_rng((seed, rows.shape[1])).integers(0, 2, rows.shape[1], dtype=np.int8) * 2 - 1
+    signed = np.pad(rows * signs, ((0, 0), (0, -rows.shape[1] % SKETCH_WIDTH)))
+    return np.asarray(signed.reshape(len(rows), -1, SKETCH_WIDTH).sum(axis=1))

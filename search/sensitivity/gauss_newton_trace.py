@@ -16,7 +16,7 @@ from torch import Tensor
 
 from search.model_loss import ModelLoss
 from search.onnx_import import Program
-from search.sensitivity.probed_run import ProbedProgram, gradients
+from search.sensitivity.probed_run import ProbedProgram, gradients, pieces
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
 from search.simulator import Arrays
 
@@ -48,7 +48,7 @@ def gauss_newton_traces(
     total = sum(len(next(iter(chunk.values()))) for chunk in chunks)
     done = 0
     used = method
-    for piece in probed.pieces(chunks, size=1):
+    for piece in pieces(probed.program, chunks, size=1):
         run = probed.run(piece, activations=activations)
         reference = run.reference
         rows = loss.factor_torch(reference, run.outputs, run.inputs)

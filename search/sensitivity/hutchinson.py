@@ -18,7 +18,7 @@ from torch import Tensor
 
 from search.model_loss import ModelLoss
 from search.onnx_import import Program
-from search.sensitivity.probed_run import ProbedProgram, ProbedRun, gradients
+from search.sensitivity.probed_run import ProbedProgram, ProbedRun, gradients, pieces
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
 from search.simulator import Arrays
 
@@ -91,7 +91,7 @@ def _quadratic_forms(
     forms = {name: [0.0] * (until - len(draws[name])) for name in layers}
     places = {name: index for index, name in enumerate(draws)}
     total = _samples(chunks)
-    for piece in probed.pieces(chunks):
+    for piece in pieces(probed.program, chunks):
         run, slopes = _slopes(probed, layers, loss, piece, total)
         for name in layers:
             for index in range(len(forms[name])):
@@ -120,7 +120,7 @@ def top_eigenvalues(
     active = list(layers)
     for _ in range(_POWER_STEPS):
         products = {name: torch.zeros_like(vectors[name]) for name in active}
-        for piece in probed.pieces(chunks):
+        for piece in pieces(probed.program, chunks):
             run, slopes = _slopes(probed, active, loss, piece, _samples(chunks))
             for name in active:
                 v = vectors[name].to(run.weights[name])

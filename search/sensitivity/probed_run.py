@@ -52,16 +52,21 @@ class ProbedProgram:
         outputs = self.program.run(inputs, reads=reads)
         return ProbedRun(inputs, outputs, weights, found)
 
-    def pieces(self, chunks: Sequence[Arrays], size: int | None = None) -> Iterator[dict[str, Tensor]]:
-        """The chunks' samples a few at a time: the graph's fixed batch, else `size`, else whole chunks."""
-        for chunk in chunks:
-            count = len(next(iter(chunk.values())))
-            step = self.program.graph.fixed_batch or size or count
-            for start in range(0, count - count % step if self.program.graph.fixed_batch else count, step):
-                yield {
-                    name: torch.as_tensor(np.asarray(array[start : start + step]), device=self.program.device)
-                    for name, array in chunk.items()
-                }
+
+def pieces(program: Program, chunks: Sequence[Arrays], size: int | None = None) -> Iterator[dict[str, Tensor]]:
+    """The chunks' samples as tensors: by the graph's fixed batch, else `size` at a time, else whole chunks.
+
+    A tail shorter than the fixed batch is left out; datasets cut to whole batches have none.
+    """
+    batch = program.graph.fixed_batch
+    for chunk in chunks:
+        count = len(next(iter(chunk.values())))
+        step = batch or size or count
+        for start in range(0, count - count % batch if batch else count, step):
+            yield {
+                name: torch.as_tensor(np.asarray(array[start : start + step]), device=program.device)
+                for name, array in chunk.items()
+            }
 
 
 def _leaf_adder(name: str, found: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:

@@ -12,6 +12,7 @@ from search.candidate_set import CandidateSet
 from search.graph import Graph
 from search.onnx_import import Program, layer_weight
 from search.quantizer.fake_quantize import Transform, activation_transform
+from search.sensitivity.probed_run import pieces
 from search.simulator import Arrays
 
 Key = tuple[str, str]
@@ -49,8 +50,7 @@ def activation_changes(program: Program, candidates: CandidateSet, chunks: Seque
     tensors = sorted({tensor for tensor, _ in transforms.values()})
     entries = dict.fromkeys(transforms, 0)
     with torch.no_grad():
-        for chunk in chunks if transforms else ():
-            inputs = {name: torch.as_tensor(np.asarray(array), device=program.device) for name, array in chunk.items()}
+        for inputs in pieces(program, chunks) if transforms else ():
             values = program.run(inputs, keep=tensors)
             for key, (tensor, transform) in transforms.items():
                 read = values[tensor]

@@ -149,6 +149,16 @@ def test_wide_factors_are_sketched_with_their_inner_products() -> None:
     assert np.all(spread < 0.2 * truth)
 
 
+def test_blocks_of_samples_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = RNG.normal(size=(2, 9, 3, 700))
+    mask = RNG.integers(0, 2, size=(9, 3))
+    loss = one("softmax_kl", mask="m")
+    whole = [f({"y": y}, {"y": x}, {"m": mask}) for f in (loss.per_sample, loss.factor)]
+    monkeypatch.setattr("search.model_loss._BLOCK_ELEMENTS", 2 * 3 * 700 + 1)
+    for expected, f in zip(whole, (loss.per_sample, loss.factor), strict=True):
+        np.testing.assert_allclose(f({"y": y}, {"y": x}, {"m": mask}), expected, rtol=1e-12, atol=1e-15)
+
+
 def graph_of(
     *ops: tuple[str, str, str], outputs: tuple[str, ...] = ("y",), inputs: tuple[TensorInfo, ...] = (), axis: int = -1
 ) -> Graph:
