@@ -13,7 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 from scipy.special import softmax
 from scipy.stats import t as student_t
 
+from kernels.recipe import Granularity, Numerics, Recipe
 from search.candidate_set import CandidateSet
+from search.candidates import finish_candidates
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
 from search.groups import LayerGroup, group_layers
@@ -23,6 +25,7 @@ from search.sensitivity.gauss_newton_trace import gauss_newton_traces
 from search.sensitivity.hessian_trace import from_traces, hessian_trace, mean_traces
 from search.sensitivity.hutchinson import hutchinson_traces, is_settled, top_eigenvalues
 from search.sensitivity.metrics import METRICS, Subject, measure
+from search.sensitivity.quantization_noise import weight_changes
 from search.sensitivity.traces import MeanTrace, Traces
 from search.torch_simulator import TorchSimulator
 
@@ -331,3 +334,44 @@ def test_metrics_refuse_by_name() -> None:
     assert "kl" in refused.value.hint
     assert measure("weight_error", subject(graph, None)).increases
     assert measure("kl", subject(graph, None)).increases
+
+
+def test_quantized_activations_add_their_trace_times_their_noise() -> None:
+    graph = convolutional()
+    activation = Numerics(8, symmetric=False, signed=False, granularity=Granularity.TENSOR)
+    coarse = Numerics(3, symmetric=False, signed=False, granularity=Granularity.TENSOR)
+    weight = Numerics(8, symmetric=True, signed=True, granularity=Granularity.CHANNEL)
+    recipes = {
+        (name, precision): Recipe(precision, weight, numerics, False)
+        for name in names(graph)
+        for precision, numerics in (("w8a8", activation), ("w8a3", coarse), ("w8a16", None))
+    }
+    simulator = TorchSimulator(graph)
+    candidates = finish_candidates(simulator, recipes, IMAGES)
+    traces = mean_traces(Program(graph), names(graph), KL, IMAGES)
+    found = hessian_trace(Program(graph), group_layers(graph), candidates, KL, IMAGES, traces=traces)
+    head = graph.layers[-1]
+    read = np.concatenate([simulator.run(chunk, keep=[head.input])[head.input] for chunk in IMAGES])
+    changes = weight_changes(graph, candidates)
+    for precision, bits in (("w8a8", 8), ("w8a3", 3)):
+        quantizer = candidates.quantizers[head.input, bits]
+        codes = np.clip(np.round(read / np.float32(quantizer.scale)) + quantizer.zero_point, 0, 2**bits - 1)
+        noise = (((codes - quantizer.zero_point) * quantizer.scale - read) ** 2).mean() * 6
+        expected = 0.5 * (
+            traces.weights[head.name].value * changes[head.name, precision]
+            + traces.activations[head.name].value * noise
+        )
+        assert found.increases[head.name, precision].value == pytest.approx(expected, rel=1e-3)
+    for name in names(graph):
+        fine, rough, none = (found.increases[name, precision].value for precision in ("w8a8", "w8a3", "w8a16"))
+        assert none < fine < rough
+
+
+def test_fixed_batch_activations_are_measured_in_its_pieces() -> None:
+    graph = convolutional(batch=3)
+    numerics = Numerics(8, symmetric=False, signed=False, granularity=Granularity.TENSOR)
+    weight = Numerics(4, symmetric=True, signed=True, granularity=Granularity.CHANNEL)
+    recipes = {(name, "w4a8"): Recipe("w4a8", weight, numerics, False) for name in names(graph)}
+    candidates = finish_candidates(TorchSimulator(graph), recipes, IMAGES)
+    found = hessian_trace(Program(graph), group_layers(graph), candidates, KL, IMAGES)
+    assert all(increase.value > 0 for increase in found.increases.values())
