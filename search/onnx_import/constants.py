@@ -95,7 +95,7 @@ def producers_of(nodes: tuple[Node, ...]) -> dict[str, Node]:
 
 
 def layer_weight(graph: Graph, layer: Layer) -> Array:
-    """The layer's weight as float32 in the layout that reaches its node."""
+    """The layer's weight as a new float32 array in the layout that reaches its node."""
     return _constant(graph, graph.nodes[layer.node].inputs[layer.weight_position])
 
 
@@ -111,4 +111,4 @@ def layer_bias(graph: Graph, layer: Layer) -> Array | None:
 def _constant(graph: Graph, tensor: str) -> Array:
     path = trace(tensor, producers_of(graph.nodes), graph.constants)
     assert path is not None, tensor
-    return np.asarray(evaluate(path, graph.constants), dtype=np.float32)
+    return np.array(evaluate(path, graph.constants), dtype=np.float32)
