@@ -39,6 +39,11 @@ def export_simulation(graph: Graph, assembly: Assembly) -> onnx.ModelProto:
     return _write(graph, assembly, simulate=True)
 
 
+def quantized_input_name(tensor: str) -> str:
+    """The name that a graph input's quantized value has in an exported model."""
+    return f"{tensor}.dq"
+
+
 def why_not(graph: Graph, layer: Layer, precision: Precision, recipe: Recipe | None = None) -> str | None:
     """Why the layer cannot be exported at that precision, as a sentence; None when it can."""
     if layer.unquantized_reason is not None:
@@ -152,7 +157,7 @@ def _add_pair(edit: GraphEdit, source: str, quantizer: ActivationQuantizer, outp
         edit.constant(f"{tensor}.zero_point", np.asarray(quantizer.zero_point, dtype=dtype)),
     ]
     codes = edit.fresh(f"{tensor}.q")
-    result = output if output is not None else edit.fresh(f"{tensor}.dq")
+    result = output if output is not None else edit.fresh(quantized_input_name(tensor))
     edit.add("QuantizeLinear", [source, *parameters], [codes])
     edit.add("DequantizeLinear", [codes, *parameters], [result])
     return result
