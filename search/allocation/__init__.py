@@ -1,6 +1,7 @@
 """Which candidate each layer gets: the integer linear program, its bound, the Pareto front, interactions."""
 
 from search.allocation.allocate import reachable_range, solve
+from search.allocation.front import best_within, pareto_front
 from search.allocation.problem import (
     Allocation,
     AllocationProblem,
@@ -11,6 +12,7 @@ from search.allocation.problem import (
     Infeasible,
     Quadratic,
 )
+from search.allocation.stored import problem_from_json, problem_to_json
 
 __all__ = [
     "Allocation",
@@ -21,6 +23,10 @@ __all__ = [
     "Group",
     "Infeasible",
     "Quadratic",
+    "best_within",
+    "pareto_front",
+    "problem_from_json",
+    "problem_to_json",
     "reachable_range",
     "solve",
 ]

@@ -69,9 +69,8 @@ def reachable_range(problem: AllocationProblem, resource: str, *, solver: str = 
     """The least and the largest total of a resource over all allocations that keep the pins, budgets aside."""
     check_solver(solver)
     arrays = lay_out(replace(problem, budgets={}), resources=[resource])
-    constant = float(problem.constants.get(resource, 0.0))
     ends = [cheapest(arrays, 0, solver=solver, clock=Clock.of(60.0), sign=sign) for sign in (1.0, -1.0)]
-    low, high = (float(arrays.totals(choice)[0]) + constant for choice in ends)
+    low, high = (float(arrays.totals(choice)[0] + arrays.constant[0]) for choice in ends)
     return low, high
 
 

@@ -49,6 +49,7 @@ class Arrays:
     resources: tuple[str, ...]
     cost: Floats
     budget: Floats
+    constant: Floats
     limit: Floats
     domain: Ints
     domains: int
@@ -71,6 +72,23 @@ class Arrays:
         crossed = domain[self.edges.first] != domain[self.edges.second]
         return np.array(
             [math.fsum([*spent[k].tolist(), *self.edges.cost[k][crossed].tolist()]) for k in range(len(self.resources))]
+        )
+
+    def under(self, budget: Floats) -> Arrays:
+        """The same problem with other budgets, (K,)."""
+        return replace(self, budget=budget, limit=budget - self.constant)
+
+    def with_rows(self, rows: Sequence[int]) -> Arrays:
+        """The same problem with only some of its resources."""
+        keep = list(rows)
+        return replace(
+            self,
+            resources=tuple(self.resources[k] for k in keep),
+            cost=self.cost[keep],
+            budget=self.budget[keep],
+            constant=self.constant[keep],
+            limit=self.limit[keep],
+            edges=Edges(self.edges.first, self.edges.second, self.edges.cost[keep]),
         )
 
     def fits(self, choice: Ints) -> bool:
@@ -238,6 +256,7 @@ def lay_out(problem: AllocationProblem, *, resources: Sequence[str] | None = Non
         resources=tuple(resources),
         cost=cost,
         budget=budget,
+        constant=constant,
         limit=budget - constant,
         domain=domain,
         domains=len(domain_code),
@@ -261,7 +280,7 @@ def _edges(problem: AllocationProblem, resources: Sequence[str], cost: Floats, d
         pair = (min(first, second), max(first, second))
         merged.setdefault(pair, np.zeros(len(resources)))[k] += boundary.cost
     pairs = np.array(list(merged), dtype=np.int64).reshape(-1, 2)
-    costs = np.array(list(merged.values())).reshape(-1, len(resources)).T
+    costs = np.array(list(merged.values())).reshape(len(merged), len(resources)).T
     return Edges(pairs[:, 0].copy(), pairs[:, 1].copy(), np.ascontiguousarray(costs))
 
 

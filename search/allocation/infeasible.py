@@ -24,7 +24,9 @@ def cheapest(arrays: Arrays, row: int, *, solver: str, clock: Clock, sign: float
     if not np.any(paid[crossed] > 0) and not np.any(paid[~crossed] < 0):
         return greedy
     one = Edges(arrays.edges.first, arrays.edges.second, sign * arrays.edges.cost[row : row + 1])
-    return _least_growth(arrays, sign * arrays.cost[row : row + 1], one, np.zeros(1), np.ones(1), solver, clock, greedy)
+    row_unit = np.array([float(np.abs(arrays.cost[row]).sum() + np.abs(paid).sum())])
+    cost = sign * arrays.cost[row : row + 1]
+    return _least_growth(arrays, cost, one, np.zeros(1), row_unit, solver, clock, greedy)
 
 
 def least_relaxation(arrays: Arrays, *, solver: str, clock: Clock) -> tuple[float, Ints]:
@@ -34,16 +36,15 @@ def least_relaxation(arrays: Arrays, *, solver: str, clock: Clock) -> tuple[floa
     """
     first = cheapest(arrays, 0, solver=solver, clock=clock)
     if len(arrays.resources) > 1:
-        constant = arrays.budget - arrays.limit
         first = _least_growth(
-            arrays, arrays.cost, arrays.edges, constant, arrays.budget, solver, clock, _balanced(arrays)
+            arrays, arrays.cost, arrays.edges, arrays.constant, arrays.budget, solver, clock, _balanced(arrays)
         )
     return relaxation_of(arrays, first), first
 
 
 def relaxation_of(arrays: Arrays, choice: Ints) -> float:
     """The factor on all budgets that this selection needs."""
-    total = arrays.totals(choice) + (arrays.budget - arrays.limit)
+    total = arrays.totals(choice) + arrays.constant
     worst = -math.inf
     for used, budget in zip(total.tolist(), arrays.budget.tolist(), strict=True):
         if budget > 0:
@@ -74,16 +75,16 @@ def _least_growth(
     """min t with constant + cost ≤ t · budget per row, over every selection."""
     shifted = np.where(arrays.allowed, cost, np.inf).min(axis=2)
     spread = np.where(arrays.allowed, cost - shifted[:, :, None], 0.0)
-    unit = spread.max(axis=(1, 2)) + np.abs(edges.cost).sum(axis=1)
-    unit = np.where(budget > 0, budget, np.where(unit > 0, unit, 1.0))
+    largest = spread.max(axis=(1, 2)) + np.abs(edges.cost).sum(axis=1)
+    unit = np.where(budget > 0, budget, np.where(largest > 0, largest, 1.0))
     # t counts from the best that each row could reach alone, so that the solver's tolerance is small against it.
-    alone = constant + shifted.sum(axis=1)
+    alone = constant + shifted.sum(axis=1) + np.minimum(edges.cost, 0.0).sum(axis=1)
     base = max((float(a / b) for a, b in zip(alone, budget, strict=True) if b > 0), default=0.0)
     program = Program(
         objective=np.zeros(arrays.loss.shape),
         allowed=arrays.allowed,
         cost=spread / unit[:, None, None],
-        limit=(base * budget - alone) / unit,
+        limit=(base * budget - constant - shifted.sum(axis=1)) / unit,
         domain=arrays.domain,
         domains=arrays.domains,
         edges=Edges(edges.first, edges.second, edges.cost / unit[:, None]),
@@ -96,11 +97,10 @@ def _least_growth(
 
 def reachable(arrays: Arrays, *, solver: str, clock: Clock) -> dict[str, float]:
     """The smallest total, constants included, that each budgeted resource can take alone."""
-    constant = arrays.budget - arrays.limit
     least: dict[str, float] = {}
     for k, resource in enumerate(arrays.resources):
         choice = cheapest(arrays, k, solver=solver, clock=clock)
-        least[resource] = float(arrays.totals(choice)[k] + constant[k])
+        least[resource] = float(arrays.totals(choice)[k] + arrays.constant[k])
     return least
 
 

@@ -109,10 +109,14 @@ class Infeasible:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One Pareto point: no other allocation known has both less loss and less of `resource`."""
+    """One Pareto point: no other allocation known has both less loss and less of `resource`.
+
+    `exact`: its loss is proven least among allocations that cost no more; else it is within the relative `gap` of that.
+    """
 
     resource: str
     cost: float
     loss: float
     precisions: Mapping[str, str]
     exact: bool
+    gap: float = 0.0

@@ -38,7 +38,7 @@ class Program:
 
     `objective` (L, B) has its largest entry near 1e4 and its smallest per group at 0; `cost` (K, L, B) and `limit`
     (K,) are divided by the row's limit. `allowed` (L, B) says which variables exist. t ≥ 0 and t ≥ each cut's
-    coefficients·x − constant; it exists only with `weight` > 0. `excluded` are selections (L,) not to be returned again.
+    coefficients·x − constant; it exists only with `weight` > 0. `excluded` are selections (L,) that may not return.
     """
 
     objective: Floats
@@ -72,9 +72,10 @@ def check_solver(name: str) -> None:
 
 def _backend(name: str, time_limit_s: float, gap_absolute: float) -> Any:
     check_solver(name)
-    common = {"msg": False, "timeLimit": max(time_limit_s, 0.05), "gapRel": 0.0, "gapAbs": gap_absolute, "threads": 1}
+    common = {"msg": False, "timeLimit": max(time_limit_s, 0.05), "gapRel": 0.0, "gapAbs": gap_absolute}
     if name == "highs":
-        return pulp.HiGHS(**common)
+        return pulp.HiGHS(**common, threads=1)
+    # No `threads`: CBC runs one without it, and with `threads 1` one call in some 600 sleeps for 10 s (measured).
     return pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path, **common)
 
 
