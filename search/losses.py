@@ -83,7 +83,8 @@ def _declared(graph: Graph, name: str, values: Array, wanted: Mapping[str, Any])
         kinds = ", ".join(kind.value for kind in LossKind)
         raise _invalid(f"output {name!r}: {wanted.get('kind')!r} is not a kind", f"kinds are {kinds}") from None
     axis = wanted.get("class_axis", -1)
-    if not isinstance(axis, int) or isinstance(axis, bool) or not -values.ndim < axis < max(values.ndim, 2) or not axis:
+    rank = max(values.ndim, 2)  # one number per sample reads as one feature
+    if not isinstance(axis, int) or isinstance(axis, bool) or not -rank < axis < rank or axis == 0:
         raise _invalid(
             f"output {name!r}: class_axis {axis!r} does not fit its shape {values.shape}",
             "axis 0 counts samples; name one of the others",

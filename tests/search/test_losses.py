@@ -246,8 +246,12 @@ def test_declarations_win_and_are_checked() -> None:
     mse = inferred(graph, LOGITS, kind="mse")
     assert mse.variance == pytest.approx(LOGITS.astype(np.float64).var())
     assert inferred(graph, RNG.normal(size=(4, 6, 9)), kind="softmax_kl", class_axis=1, mask="m").mask == "m"
+    one_number = inferred(graph, LOGITS[:, 0], kind="mse")
+    loss = ModelLoss((one_number,)).per_sample({"y": LOGITS[:, 0]}, {"y": LOGITS[:, 0] + 1})
+    np.testing.assert_allclose(loss, 1 / one_number.variance, rtol=1e-6)
     for wrong in (
         {"kind": "nonsense"},
+        {"kind": "mse", "class_axis": -2},
         {"kind": "mse", "class_axis": 0},
         {"kind": "mse", "class_axis": 2},
         {"kind": "mse", "class_axis": True},
