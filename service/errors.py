@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -111,7 +112,10 @@ def install_error_handlers(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         if not isinstance(error, Problem):
             code, hint = _PLAIN.get(error.status_code, ("error", "see detail"))
-            error = Problem(error.status_code, code, str(error.detail), hint=hint, headers=dict(error.headers or {}))
+            headers = dict(error.headers or {})
+            if error.status_code == 405:
+                headers["Allow"] = ", ".join(_methods_of(request))
+            error = Problem(error.status_code, code, str(error.detail), hint=hint, headers=headers)
         return problem_response(request, error)
 
     @app.exception_handler(RequestValidationError)
@@ -128,6 +132,16 @@ def install_error_handlers(app: FastAPI) -> None:
                 422, "invalid_request", f"{len(errors)} field(s) are wrong", hint="each entry of errors", errors=errors
             ),
         )
+
+
+def _methods_of(request: Request) -> list[str]:
+    """All methods of the request's path; the router names only those of the first route it met."""
+    paths = request.app.openapi()["paths"]
+    found = {"GET"} if request.url.path == "/" else set()
+    for template, operations in paths.items():
+        if re.fullmatch(re.sub(r"\\\{[^/]+\\\}", "[^/]+", re.escape(template)), request.url.path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
 
 
 def _pointer(location: tuple[Any, ...]) -> str:

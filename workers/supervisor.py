@@ -6,6 +6,7 @@ study is cancelled, the lease is lost, the wall time is over or the pipe is floo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ CODE_FOLDER = Path(__file__).resolve().parents[1]
 MAX_LINE_BYTES = 4096
 MAX_PIPE_BYTES = 64 << 20
 LOG_TAIL_BYTES = 8192
+LOCK_NAME = ".lock"
+SWEEP_AGE_S = 60.0
 
 
 class Ending(Enum):
@@ -64,6 +67,8 @@ class Supervisor:
         self._database = database
         self._blobs = blobs
         self._worker_id = worker_id
+        self._folders = settings.data_folder.absolute() / "stages"
+        sweep_folders(self._folders)
 
     def run(self, stage_id: str) -> bool:
         """Do the stage to an end; False when there was nothing to claim."""
@@ -93,13 +98,13 @@ class Supervisor:
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
-        root = self._settings.data_folder.absolute() / "stages"
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=root))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=self._folders))
+        with open(folder / LOCK_NAME, "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _reuse(self, held: Claim, inputs: StageInputs) -> bool:
         twin = claims.finished_twin(self._database, inputs.key)
@@ -214,6 +219,26 @@ class Supervisor:
             return
         outputs = take_outputs(folder, result["outputs"], self._blobs)
         claims.succeed(self._database, held, outputs=outputs, summary=result["summary"], publish=inputs.kind.publishes)
+
+
+def sweep_folders(root: Path, *, younger_s: float = SWEEP_AGE_S) -> int:
+    """Remove stage folders whose supervisor is dead, so nobody holds their lock; returns how many.
+
+    One made less than `younger_s` seconds ago may not be locked yet and is left alone.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    removed = 0
+    for folder in root.iterdir():
+        try:
+            if time.time() - folder.stat().st_mtime < younger_s:
+                continue
+            with open(folder / LOCK_NAME, "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+        except OSError:  # held by a living supervisor, or removed by another sweeper just now
+            continue
+    return removed
 
 
 def parse_progress(line: bytes) -> dict[str, Any] | None:
