@@ -112,9 +112,9 @@ def audit_model(
     layers carry their names in the graph. None for `session_options` means those that artifacts ship with.
     """
     runtime = _ALIASES.get(runtime, runtime)
+    wiring = wire(_structure(model))
     loaded = open_model(model, runtime, threads, session_options)
     try:
-        wiring = wire(_structure(model))
         optimized = loaded.optimized_model if isinstance(loaded, OnnxRuntimeModel) else None
         return _compare(wiring, loaded, optimized, runtime, session_options, expected, graph)
     finally:

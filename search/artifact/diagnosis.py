@@ -26,8 +26,6 @@ def why_float(wiring: Wiring, layer: IntendedLayer, session_options: Mapping[str
     stored = wiring.initializers[layer.weight]
     if stored.data_type in INT4_TYPES and not any(_op(wiring, name) == "Cast" for name in layer.weight_names):
         return "its 4-bit weight reaches the op without a Cast to int8"
-    if _is_requantized(wiring, activation_reader(wiring, layer)):
-        return "its input goes through two quantizers in a row"
     if node.op_type == "MatMul":
         return _why_not_matmul(wiring, layer, session_options)
     reason = _bias_reason(wiring, layer)
@@ -128,16 +126,6 @@ def _output_reason(wiring: Wiring, node: onnx.NodeProto) -> str | None:
         if int(zero_point.item()) != limits.min:
             return f"behind a Clip from 0 the zero point must be {limits.min}, not {int(zero_point.item())}"
     return None
-
-
-def _is_requantized(wiring: Wiring, tensor: str) -> bool:
-    """Whether `tensor` is dequantized from codes that were themselves made from a dequantized tensor."""
-    quantizer = wiring.producers.get(wiring.producers[tensor].input[0]) if tensor in wiring.producers else None
-    return (
-        quantizer is not None
-        and quantizer.op_type == "QuantizeLinear"
-        and _op(wiring, quantizer.input[0]) == "DequantizeLinear"
-    )
 
 
 def _op(wiring: Wiring, tensor: str) -> str:

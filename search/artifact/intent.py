@@ -138,8 +138,8 @@ def _intended(wiring: Wiring, node: onnx.NodeProto) -> IntendedLayer | None:
 
 
 def _gather(wiring: Wiring, node: onnx.NodeProto, path: list[str], stored: onnx.TensorProto) -> IntendedLayer | None:
-    """Look-ups into float or 4/8-bit tables of rows; integer tables of other types are shape arithmetic."""
-    if len(stored.dims) != 2 or stored.data_type not in _FLOAT_TYPES | INT8_TYPES | INT4_TYPES:
+    """Look-ups into float or 4/8-bit tables of rows; other types are shape arithmetic, width 1 is rows' scales."""
+    if len(stored.dims) != 2 or stored.dims[1] == 1 or stored.data_type not in _FLOAT_TYPES | INT8_TYPES | INT4_TYPES:
         return None
     integer = stored.data_type not in _FLOAT_TYPES and not any(_is_dq(wiring, name) for name in path)
     dequantized = stored.data_type not in _FLOAT_TYPES and not integer
