@@ -30,8 +30,8 @@ from search.sensitivity.estimate import Sensitivity
 from search.study import Study, Target
 
 TOLERANCE_POINTS = 8
-SOLVE_SECONDS, FRONT_SECONDS = 20.0, 20.0
-GAP = 1e-4
+SOLVE_SECONDS, FRONT_SECONDS = 8.0, 12.0
+GAP = 1e-3
 """Relative gap of the surrogate at which a solve stops; its value is reported with every allocation."""
 
 

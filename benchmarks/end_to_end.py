@@ -1,0 +1,186 @@
+"""From file to verdict: seconds and peak memory per stage, and the chosen assembly against runtime defaults.
+
+The opponents are what a user has without us: the submitted file and a uniform w8a8 file, each opened in ONNX Runtime
+and in OpenVINO with default options. All are timed in one interleaved run. `--quick` leaves ResNet-18 out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bars import Bar, at_least, at_most, finish, print_table
+from benchmarks.models import resnet18
+from kernels.microbench import measure_interleaved
+from kernels.operating_point import OperatingPoint
+from search.artifact.qdq import export_assembly
+from search.artifact.session import open_model
+from search.assemble import assemble
+from search.chunking import chunk_size
+from search.dataset import load_dataset, split_dataset
+from search.evaluation.quality import run_in_chunks
+from search.graph import Graph
+from search.latency.measure import random_inputs
+from search.onnx_import import operating_shapes
+from search.pipeline import STAGES
+from search.refit import refit_sequentially
+from search.study_folder import StudyFolder
+from search.torch_simulator import TorchSimulator
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROFILES = {"cpu-local": "onnxruntime_cpu", "cpu-local-openvino": "openvino"}
+MEMORY_UNIT = 1024  # ru_maxrss counts kilobytes
+CASES: dict[str, dict[str, Any]] = {
+    "digits_resnet": {"budgets": {"latency_ms": "0.7x", "size_bytes": "0.2x"}, "options": {}},
+    "digits_vit": {"budgets": {"latency_ms": "0.85x", "size_bytes": "0.2x"}, "options": {}},
+    "resnet18": {"budgets": {"latency_ms": "0.5x", "size_bytes": "0.2x"}, "options": {"scan_samples": 128}},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only the two example models")
+    options = parser.parse_args()
+    bars: list[Bar] = []
+    stages: list[list[Any]] = []
+    compared: list[list[Any]] = []
+    for case, request in CASES.items():
+        if options.quick and case == "resnet18":
+            continue
+        for hardware in PROFILES:
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch)
+                _lay_out(case, folder)
+                spec = {
+                    "targets": [{"hardware": hardware, "budgets": request["budgets"]}],
+                    "options": request["options"],
+                }
+                spent = {name: _in_child(name, spec, folder) for name in STAGES}
+                report = json.loads((folder / "report.json").read_text())["targets"][0]
+                total_s = sum(seconds for seconds, _ in spent.values())
+                peak_mb = max(memory for _, memory in spent.values()) / 1e6
+                stages.append([case, hardware, *(seconds for seconds, _ in spent.values()), total_s, peak_mb])
+                compared += _against_defaults(case, hardware, folder, report)
+                bars += _bars(case, hardware, report, compared[-1])
+    print_table(["model", "hardware", *(f"{name} s" for name in STAGES), "total s", "peak MB"], stages)
+    print()
+    print_table(["model", "hardware", "assembly", "latency ms", "MB", "loss (report)", "verdict"], compared)
+    return finish("end_to_end", bars)
+
+
+def _lay_out(case: str, folder: Path) -> None:
+    if case == "resnet18":
+        resnet18(folder / "model.onnx")
+        return
+    shutil.copyfile(EXAMPLES / "models" / f"{case}.onnx", folder / "model.onnx")
+    shutil.copyfile(EXAMPLES / "data" / "digits.npz", folder / "dataset.npz")
+
+
+def _in_child(stage: str, spec: Mapping[str, Any], folder: Path) -> tuple[float, float]:
+    """Seconds and peak bytes of one stage, each in a process of its own as the service runs it."""
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    began = time.perf_counter()
+    child = context.Process(target=_run_stage, args=(stage, spec, folder, send))
+    child.start()
+    send.close()
+    try:
+        peak = receive.recv()
+    except EOFError:
+        raise SystemExit(f"stage {stage} of {folder} failed; its trace stands above") from None
+    child.join()
+    return time.perf_counter() - began, float(peak)
+
+
+def _run_stage(stage: str, spec: Mapping[str, Any], folder: Path, send: Any) -> None:
+    STAGES[stage](spec, folder, lambda done, total, unit, message: None)
+    send.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MEMORY_UNIT)
+
+
+def _against_defaults(case: str, hardware: str, folder: Path, report: Mapping[str, Any]) -> list[list[Any]]:
+    """Rows of the chosen artifact, fp32 and uniform w8a8; the last row is the chosen one."""
+    study = StudyFolder(folder)
+    graph, loss = study.graph(), study.loss()
+    path = study.dataset_path()
+    uniform = assemble(graph, _uniform(report), study.candidates())
+    if path is not None:
+        data = split_dataset(load_dataset(path, graph), 0)
+        size = chunk_size(graph, data.report)
+        uniform = refit_sequentially(TorchSimulator(graph), uniform, data.calibrate.chunks(size))
+    int8 = export_assembly(graph, uniform, PROFILES[hardware]).SerializeToString(deterministic=True)
+    models = {
+        f"fp32, {runtime} defaults": open_model(folder / "model.onnx", runtime, 1, {}) for runtime in PROFILES.values()
+    }
+    models |= {f"uniform w8a8, {runtime} defaults": open_model(int8, runtime, 1, {}) for runtime in PROFILES.values()}
+    sizes = {name: len(int8) if "w8a8" in name else (folder / "model.onnx").stat().st_size for name in models}
+    chosen = next((row for row in report["assemblies"] if row["name"] == report["verdict"]["chosen"]), None)
+    if chosen is not None:
+        stated = json.loads((folder / "session_options_0.json").read_text())["session_options"]
+        models["chosen"] = open_model(folder / "artifact_0.onnx", PROFILES[hardware], 1, stated)
+        sizes["chosen"] = chosen["size_bytes"]
+    inputs = _inputs(graph, study)
+    timed = measure_interleaved({name: _arm(model, inputs) for name, model in models.items()}, threads=1)
+    rows = []
+    reference = None
+    for name, model in models.items():
+        lost: float | str = "–"
+        if path is not None:
+            outputs = run_in_chunks(model.run, data.report, size)
+            reference = reference or outputs
+            lost = float(loss.per_sample(reference, outputs).mean())
+        latency_ms = timed[name].median_us / 1000
+        rows.append([case, hardware, name, latency_ms, sizes[name] / 1e6, lost, report["verdict"]["kind"]])
+        model.close()
+    return rows
+
+
+def _uniform(report: Mapping[str, Any]) -> dict[str, str]:
+    return dict(next(row for row in report["assemblies"] if row["name"] == "uniform w8a8")["precisions"])
+
+
+def _inputs(graph: Graph, study: StudyFolder) -> dict[str, Any]:
+    return random_inputs(graph, operating_shapes(graph, OperatingPoint()))
+
+
+def _arm(model: Any, inputs: Mapping[str, Any]) -> Any:
+    def run() -> None:
+        model.run(inputs)
+
+    return run
+
+
+def _bars(case: str, hardware: str, report: Mapping[str, Any], chosen: list[Any]) -> list[Bar]:
+    """The chosen assembly keeps its budgets as measured and loses no more than any uniform one that keeps them."""
+    label = f"{case} on {hardware}"
+    row = next((row for row in report["assemblies"] if row["name"] == report["verdict"]["chosen"]), None)
+    if row is None:
+        return [Bar(f"{label}: verdict", 0.0, "", "chosen or no_gain", False)]
+    limits = {budget["resource"]: budget["limit"] for budget in report["budgets"]}
+    uniform = [
+        other["select"]["loss"]["value"]
+        for other in report["assemblies"]
+        if other["source"] == "uniform" and other["meets_budgets"] and other["select"]
+    ]
+    lost = row["select"]["loss"]["value"]
+    return [
+        at_most(f"{label}: latency", row["measured"]["median_ms"], "ms", limits["latency_ms"]),
+        at_most(f"{label}: size", row["size_bytes"], "bytes", limits["size_bytes"]),
+        at_most(
+            f"{label}: counted over disk bytes", abs(row["predicted"]["size_bytes"] / row["size_bytes"] - 1), "", 0.01
+        ),
+        Bar(f"{label}: loss", lost, "select split", "<= every uniform that fits", all(lost <= u for u in uniform)),
+        at_least(f"{label}: layers run as exported", float(row["discarded"] is None), "", 1.0),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
