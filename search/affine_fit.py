@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 # A channel whose spread is below this share of its power is constant up to float32 rounding.
 _CONSTANT_SHARE = 1e-11
+_RUN = 1024
 
 
 @dataclass(frozen=True)
@@ -36,32 +38,59 @@ class AffineFit:
         return 0.0 if float(self.residual.sum()) == 0 else 1.0
 
 
-class PairMoments:
-    """Streamed second moments per channel of an exact output y and a quantized output o, in float64.
+class Target:
+    """One chunk of a layer's exact output, centred per channel once for all the outputs it is compared with."""
 
-    Chunks are merged by the pairwise update of Chan, Golub and LeVeque (1979), so that means far from zero cost no
-    digits.
+    def __init__(self, exact: Tensor, channel_axis: int) -> None:
+        self._exact = _by_channel(exact, channel_axis)
+        self._axis = channel_axis
+        outer, _, inner = self._exact.shape
+        self.count = outer * inner
+        mean = _channel_sum(self._exact) / max(self.count, 1)
+        self._centred = self._exact - mean.to(self._exact).reshape(1, -1, 1)
+        # The mean was rounded to the tensor's type before it was taken off; account for what is left.
+        rest = _channel_sum(self._centred) / max(self.count, 1)
+        self.mean = mean.to(self._exact.dtype).double() + rest
+        self._rest = rest
+        self.spread = _channel_sum(self._centred.square()) - self.count * rest.square()
+
+    def moments(self, quantized: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean of the error d = quantized - exact, its squared spread, and its spread with the exact output."""
+        error = _by_channel(quantized, self._axis) - self._exact
+        mean = _channel_sum(error) / max(self.count, 1)
+        products = _channel_sum(error * self._centred) - self.count * mean * self._rest
+        return mean, _channel_sum(error.square_()) - self.count * mean.square(), products
+
+
+class PairMoments:
+    """Streamed second moments per channel of an exact output y and the error d = o - y of a quantized one.
+
+    Keeping d instead of o costs no digits when o is nearly y: the residual of a fit is a sum of small terms, never
+    a difference of large ones. Sums over a chunk are float32 in short runs, float64 beyond; chunks are merged by the
+    pairwise update of Chan, Golub and LeVeque (1979), so that means far from zero do no harm either.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean_y, self.mean_o, self.yy, self.oo, self.oy = (torch.zeros(1, dtype=torch.float64) for _ in range(5))
+        self.mean_y, self.mean_d, self.yy, self.dd, self.dy = (torch.zeros(1, dtype=torch.float64) for _ in range(5))
 
     def add(self, exact: Tensor, quantized: Tensor, channel_axis: int) -> None:
         """One chunk of outputs of equal shape; every axis but `channel_axis` runs over samples."""
-        self.merge(_moments(exact, quantized, channel_axis))
+        self.add_to(Target(exact, channel_axis), quantized)
 
-    def merge(self, chunk: tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:
-        count, mean_y, mean_o, yy, oo, oy = chunk
-        if count == 0:
+    def add_to(self, target: Target, quantized: Tensor) -> None:
+        """The same for a target that several outputs are compared with."""
+        if target.count == 0:
             return
-        total = self.count + count
-        gap_y, gap_o, weight = mean_y - self.mean_y, mean_o - self.mean_o, self.count * count / total
-        self.yy = self.yy + yy + gap_y * gap_y * weight
-        self.oo = self.oo + oo + gap_o * gap_o * weight
-        self.oy = self.oy + oy + gap_o * gap_y * weight
-        self.mean_y = self.mean_y + gap_y * (count / total)
-        self.mean_o = self.mean_o + gap_o * (count / total)
+        mean_d, dd, dy = target.moments(quantized)
+        total = self.count + target.count
+        gap_y, gap_d = target.mean - self.mean_y, mean_d - self.mean_d
+        weight = self.count * target.count / total
+        self.yy = self.yy + target.spread + gap_y * gap_y * weight
+        self.dd = self.dd + dd + gap_d * gap_d * weight
+        self.dy = self.dy + dy + gap_d * gap_y * weight
+        self.mean_y = self.mean_y + gap_y * (target.count / total)
+        self.mean_d = self.mean_d + gap_d * (target.count / total)
         self.count = total
 
     def fit(self) -> AffineFit:
@@ -70,55 +99,51 @@ class PairMoments:
         A channel whose o is constant, or whose factor would not be positive, keeps factor 1 and gets only its mean
         corrected: a scale must stay positive, and a constant says nothing about scale.
         """
-        oo, oy = self.oo, self.oy
-        constant = oo <= _CONSTANT_SHARE * self.count * self.mean_o.square() + 1e-300
-        factor = torch.where(constant, torch.ones_like(oo), oy / torch.where(constant, torch.ones_like(oo), oo))
-        factor = torch.where(factor > 0, factor, torch.ones_like(factor))
-        return self._with(factor, self.mean_y - factor * self.mean_o)
+        spread = (self.yy + 2 * self.dy + self.dd).clamp(min=0.0)
+        constant = spread <= _CONSTANT_SHARE * self.count * (self.mean_y + self.mean_d).square() + 1e-300
+        factor = _ratio(self.yy + self.dy, spread, constant)
+        return self._with(factor, self.mean_y - factor * (self.mean_y + self.mean_d))
 
     def fit_through_origin(self) -> AffineFit:
         """The same without an offset, for a layer that is to stay without bias: factor = Σoy / Σo²."""
-        raw_oo = self.oo + self.count * self.mean_o.square()
-        raw_oy = self.oy + self.count * self.mean_o * self.mean_y
-        factor = torch.where(raw_oo > 0, raw_oy / torch.where(raw_oo > 0, raw_oo, torch.ones_like(raw_oo)), 1.0)
-        factor = torch.where(factor > 0, factor, torch.ones_like(factor))
+        mean_o = self.mean_y + self.mean_d
+        power = self.yy + 2 * self.dy + self.dd + self.count * mean_o.square()
+        factor = _ratio(self.yy + self.dy + self.count * mean_o * self.mean_y, power, power <= 0)
         return self._with(factor, torch.zeros_like(factor))
 
     def with_factor(self, factor: Vector) -> AffineFit:
         """The fit with a given factor and the offset that then corrects the mean."""
         fixed = torch.from_numpy(np.asarray(factor, dtype=np.float64))
-        return self._with(fixed, self.mean_y - fixed * self.mean_o)
+        return self._with(fixed, self.mean_y - fixed * (self.mean_y + self.mean_d))
 
     def _with(self, factor: Tensor, offset: Tensor) -> AffineFit:
-        bias = self.mean_y - factor * self.mean_o - offset
-        residual = self.yy - 2 * factor * self.oy + factor.square() * self.oo + self.count * bias.square()
-        return AffineFit(
-            factor.numpy(), offset.numpy(), residual.clamp(min=0.0).numpy(), self.yy.clamp(min=0.0).numpy()
-        )
+        # y - a o - e = (1 - a) y - a d - e
+        rest = 1 - factor
+        bias = rest * self.mean_y - factor * self.mean_d - offset
+        spread = rest.square() * self.yy - 2 * factor * rest * self.dy + factor.square() * self.dd
+        residual = spread.clamp(min=0.0) + self.count * bias.square()
+        return AffineFit(factor.numpy(), offset.numpy(), residual.numpy(), self.yy.clamp(min=0.0).numpy())
 
 
-def _moments(exact: Tensor, quantized: Tensor, channel_axis: int) -> tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    axis = channel_axis % exact.ndim
-    over = [other for other in range(exact.ndim) if other != axis]
-    if not over:
-        exact, quantized, over = exact.unsqueeze(0), quantized.unsqueeze(0), [0]
-        axis += 1
-    channels = exact.shape[axis]
-    count = exact.numel() // max(channels, 1)
-    shape = [1] * exact.ndim
-    shape[axis] = channels
-    mean_y, mean_o = (tensor.mean(over, dtype=torch.float64) for tensor in (exact, quantized))
-    # Centred in the tensors' own precision: the product's rounding is then relative to the spread, not to the mean.
-    y = exact - mean_y.reshape(shape).to(exact.dtype)
-    o = quantized - mean_o.reshape(shape).to(quantized.dtype)
-    yy, oo, oy = (product.sum(over, dtype=torch.float64).cpu() for product in (y * y, o * o, o * y))
-    # The means used for centring were rounded to float32; take the small remainder out again.
-    rest_y, rest_o = y.mean(over, dtype=torch.float64).cpu(), o.mean(over, dtype=torch.float64).cpu()
-    return (
-        count,
-        mean_y.cpu(),
-        mean_o.cpu(),
-        yy - count * rest_y * rest_y,
-        oo - count * rest_o * rest_o,
-        oy - count * rest_o * rest_y,
-    )
+def _ratio(numerator: Tensor, denominator: Tensor, is_undefined: Tensor) -> Tensor:
+    """numerator / denominator where that is defined and positive, else 1."""
+    ratio = numerator / torch.where(is_undefined, torch.ones_like(denominator), denominator)
+    return torch.where(is_undefined | (ratio <= 0), torch.ones_like(ratio), ratio)
+
+
+def _by_channel(tensor: Tensor, channel_axis: int) -> Tensor:
+    """The tensor as (outer, C, inner), a view where its memory allows."""
+    axis = channel_axis % tensor.ndim
+    shape = tensor.shape
+    return tensor.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))
+
+
+def _channel_sum(values: Tensor) -> Tensor:
+    """Sums of (outer, C, inner) over outer and inner, float64 on the CPU; runs of at most a few thousand in float32."""
+    outer, channels, inner = values.shape
+    if inner > 1:
+        return values.sum(2).sum(0, dtype=torch.float64).cpu()
+    rows = values.reshape(outer, channels)
+    whole = outer // _RUN * _RUN
+    runs = rows[:whole].reshape(-1, _RUN, channels).sum(1).sum(0, dtype=torch.float64)
+    return (runs + rows[whole:].sum(0, dtype=torch.float64)).cpu()

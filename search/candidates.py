@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels.errors import UnsupportedPrecision
 from kernels.precision import Precision
 from kernels.recipe import Granularity, Numerics, Recipe
-from search.affine_fit import PairMoments
+from search.affine_fit import PairMoments, Target
 from search.artifact import qdq
 from search.assembly import ActivationQuantizer, Candidate, QuantizedWeight
 from search.calibration import Calibration, calibrate
@@ -208,13 +208,13 @@ class _LayerWork:
     def observe(self, values: Tensor) -> None:
         """One chunk of the layer's exact input."""
         with torch.no_grad():
-            exact = self._function(values, self._function.exact_weight)
+            target = Target(self._function(values, self._function.exact_weight), self._axis)
             for formats, transform in self._transforms.items():
                 read = values if transform is None else transform(values)
                 for precision in (name for name, recipe in self.recipes.items() if _formats(recipe) == formats):
                     for trial in self._trials[precision]:
                         weight = torch.from_numpy(trial.weight.dequantize())
-                        trial.moments.add(exact, self._function(read, weight), self._axis)
+                        trial.moments.add_to(target, self._function(read, weight))
 
     def finish(self) -> list[Candidate]:
         return [self._finish(precision) for precision in self.recipes]
