@@ -211,6 +211,26 @@ def give_back(database: Database, held: Claim, error: dict[str, Any], *, backoff
         return _retry_or_fail(session, study, _held(held), held.stage_id, error, backoff_s)
 
 
+def put_back(database: Database, held: Claim) -> bool:
+    """The worker ends in good order: queue the stage again, and the attempt does not count."""
+    with database.write() as session:
+        study = lock_study(session, held.study_id)
+        returned = _held(held).values(
+            state=StageState.QUEUED.value,
+            attempt=StageRow.attempt - 1,
+            fence=StageRow.fence + 1,
+            lease_until=None,
+            published_at=None,
+            not_before=database_now(),
+            progress=None,
+        )
+        if study is None or rows_changed(session.execute(returned)) != 1:
+            return False
+        record(session, study, "stage_put_back", _named(held))
+        settle(session, study)
+    return True
+
+
 def reap(database: Database, *, backoff_s: float) -> int:
     """Take stages from workers whose lease ran out; returns how many. Safe to run in several processes at once."""
     expired = select(StageRow.id, StageRow.study_id, StageRow.kind).where(

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -48,6 +48,7 @@ class Ending(Enum):
     LOST = "lost"
     TIMEOUT = "timeout"
     FLOOD = "flood"
+    ENDING = "ending"
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,21 @@ class Ended:
 
 
 class Supervisor:
-    """Runs stages for one worker process, one at a time."""
+    """Runs stages for one worker process, one at a time. When `is_ending` says so, the stage goes back to the queue."""
 
-    def __init__(self, settings: Settings, database: Database, blobs: Blobs, worker_id: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        blobs: Blobs,
+        worker_id: str,
+        is_ending: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._settings = settings
         self._database = database
         self._blobs = blobs
         self._worker_id = worker_id
+        self._is_ending = is_ending
         self._folders = settings.data_folder.absolute() / "stages"
         sweep_folders(self._folders)
 
@@ -164,6 +173,8 @@ class Supervisor:
                     progress = parse_progress(line) or progress
             elif child.poll() is not None:  # something it started still holds the pipe
                 return Ending.EXITED
+            if self._is_ending():
+                return Ending.ENDING
             if time.monotonic() >= deadline:
                 return Ending.TIMEOUT
             if time.monotonic() >= next_beat:
@@ -190,6 +201,8 @@ class Supervisor:
         match ended.why:
             case Ending.LOST:
                 log.warning("stage %s was given to another worker", held.stage_id)
+            case Ending.ENDING:
+                claims.put_back(self._database, held)
             case Ending.STOPPED:
                 claims.cancel(self._database, held)
             case Ending.TIMEOUT:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from dataclasses import dataclass
 from functools import cache
+from types import FrameType
 
 from celery.signals import worker_process_init
 
@@ -35,7 +37,8 @@ def parts() -> WorkerParts:
     settings = process_settings()
     database = Database(settings.resolved_database_url)
     name = f"{socket.gethostname()}.{os.getpid()}.{new_id('worker')}"
-    supervisor = Supervisor(settings, database, Blobs(settings.resolved_blob_url), name)
+    blobs = Blobs(settings.resolved_blob_url)
+    supervisor = Supervisor(settings, database, blobs, name, lambda: _Process.is_ending)
     return WorkerParts(settings, database, supervisor, celery_sender(celery_app))
 
 
@@ -44,9 +47,25 @@ def _forget_parent_parts(**_: object) -> None:
     parts.cache_clear()
 
 
+class _Process:
+    """What a signal told this pool process. The parent, told to end too, waits for the task in hand."""
+
+    is_ending = False
+
+    @classmethod
+    def end(cls, number: int, frame: FrameType | None) -> None:
+        cls.is_ending = True
+
+
 @celery_app.task(name=RUN_STAGE)  # type: ignore[untyped-decorator]
 def run_stage(stage_id: str) -> None:
     """Do a stage if it is there to be done, then announce what became ready."""
     own = parts()
-    if own.supervisor.run(stage_id):
+    # Not when the process starts: the pool sets its own handler after that.
+    before = signal.signal(signal.SIGTERM, _Process.end)
+    try:
+        done = own.supervisor.run(stage_id)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if done and not _Process.is_ending:
         publish_due(own.database, own.send, resend_s=own.settings.resend_s)

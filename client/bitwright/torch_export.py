@@ -14,8 +14,8 @@ def convert(
     """Export a `torch.nn.Module` with a dynamic batch to ONNX and return the file's path.
 
     `example` is one input tensor or a tuple of them, batch first. Weights up to 1.5 GB stay inside the file;
-    larger ones land beside it as external data, to be sent along. Raises `ValueError` when the exported file
-    does not keep the batch dynamic, which happens when a model bakes the example's shape into a Reshape.
+    larger ones land beside it as external data, to be sent along. Raises torch's own error for a model that
+    fixes its batch, for example by a reshape to the example's sizes.
     """
     import torch
 

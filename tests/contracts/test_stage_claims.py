@@ -236,6 +236,18 @@ def test_a_lost_attempt_waits_longer_each_time(database: Database) -> None:
     assert claims.claim(database, stage.id, worker_id="w", lease_s=1) is None
 
 
+def test_a_stage_put_back_keeps_its_attempts(database: Database) -> None:
+    study_id = new_study(database, max_attempts=1)
+    held = claimed(database, study_id, "check")
+    assert claims.put_back(database, held)
+    assert not claims.put_back(database, held)
+    stage = stages_of(database, study_id)["check"]
+    assert (stage.state, stage.attempt, stage.published_at) == ("queued", 0, None)
+    assert study_of(database, study_id).state == "queued"
+    assert not claims.succeed(database, held, outputs=[], summary={}, publish=False)
+    finish(database, study_id, "check")
+
+
 def test_an_error_ends_the_study_once_running_stages_have_stopped(database: Database) -> None:
     study_id = new_study(database)
     finish(database, study_id, "check")

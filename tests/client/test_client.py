@@ -1,0 +1,176 @@
+"""The client against a live API: submit, wait, download, and errors one can act on."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+import bitwright
+from bitwright.records import Study
+from service.settings import Settings
+from service.store.database import Database
+from tests.contracts.test_rest_api import publish
+from tests.contracts.test_stage_claims import ERROR, claimed
+from workers import claims
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert bitwright.__all__ == [
+        "ApiError", "Artifact", "BitwrightError", "Client", "Conflict", "DamagedDownload", "InvalidRequest", "NotFound",
+        "Progress", "ServerUnreachable", "Study", "StudyError", "WaitTimeout", "convert",
+    ]  # fmt: skip
+    assert (Path(bitwright.__file__).parent / "py.typed").exists()
+
+
+def submit(client: bitwright.Client, model_file: Path, **changes: Any) -> Study:
+    return client.submit(model_file, hardware="tiny-cpu", **{"budgets": {"latency_ms": "0.6x"}, **changes})
+
+
+def test_submit_and_wait(client: bitwright.Client, model_file: Path, tmp_path: Path, settings: Settings) -> None:
+    data = tmp_path / "d.npz"
+    data.write_bytes(b"PK\x03\x04data")
+    study = submit(client, model_file, data=data, threads=2, dims={"sequence": 128}, name="mine")
+    assert (study.name, study.state, study.is_terminal) == ("mine", "queued", False)
+    point = study.raw["spec"]["targets"][0]["operating_point"]
+    assert point == {"batch": 1, "threads": 2, "dims": {"sequence": 128}}
+    end = threading.Timer(0.3, publish, (settings, study.id, {"report.json": b"{}"}))
+    end.start()
+    seen: list[str] = []
+    done = client.wait(study.id, timeout_s=20, on_change=lambda one: seen.append(one.state))
+    end.join()
+    assert done.succeeded
+    assert done.is_terminal
+    assert done.verdicts == ({"hardware": "tiny-cpu", "verdict": "chosen"},)
+    assert seen[0] == "queued"
+    assert seen[-1] == "succeeded"
+
+
+def test_uploaded_things_are_reused_by_id(client: bitwright.Client, model_file: Path) -> None:
+    model = client.upload_model(model_file)
+    assert client.upload_model(model_file) == model
+    study = client.submit(model, hardware="tiny-cpu", tolerance={"accuracy_drop": 0.01})
+    assert study.raw["spec"]["targets"][0]["tolerance"] == {"accuracy_drop": 0.01}
+
+
+def test_waiting_has_an_end(client: bitwright.Client, model_file: Path) -> None:
+    study = submit(client, model_file)
+    begun = time.monotonic()
+    with pytest.raises(bitwright.WaitTimeout, match="goes on"):
+        client.wait(study.id, timeout_s=0.5)
+    assert 0.5 <= time.monotonic() - begun < 10
+    assert client.cancel(study.id).is_terminal
+    with pytest.raises(bitwright.Conflict) as refused:
+        client.report(study.id)
+    assert refused.value.code == "not_ready"
+
+
+def test_errors_carry_code_and_hint(client: bitwright.Client, model_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(bitwright.NotFound) as unknown:
+        client.study("study_x")
+    assert (unknown.value.status, unknown.value.code) == (404, "not_found")
+    assert unknown.value.request_id
+    with pytest.raises(bitwright.InvalidRequest, match="/targets/0/budgets/latency_ms"):
+        submit(client, model_file, budgets={"latency_ms": "fast"})
+    pickle = tmp_path / "m.onnx"
+    pickle.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(bitwright.InvalidRequest, match=r"torch\.onnx\.export"):
+        client.upload_model(pickle)
+    with pytest.raises(bitwright.BitwrightError, match="cannot read"):
+        client.upload_model(tmp_path / "none.onnx")
+
+
+def test_no_server_is_said_plainly() -> None:
+    client = bitwright.Client("http://127.0.0.1:9", retries=0)
+    with pytest.raises(bitwright.ServerUnreachable, match="bitwright-server up"):
+        client.study("study_x")
+
+
+def test_a_failed_study_tells_why(client: bitwright.Client, model_file: Path, database: Database) -> None:
+    study = submit(client, model_file)
+    assert claims.fail(database, claimed(database, study.id, "check"), ERROR)
+    failed = client.wait(study.id, timeout_s=5)
+    assert not failed.succeeded
+    assert failed.error == bitwright.StudyError("user", "op_unsupported", "Loop", "")
+
+
+def test_download_front_and_events(
+    client: bitwright.Client, model_file: Path, tmp_path: Path, settings: Settings
+) -> None:
+    study = submit(client, model_file)
+    content = bytes(range(256)) * 40
+    front = [{"hardware": "tiny-cpu", "front": [{"cost": 1.0, "loss": 0.5}], "assemblies": []}]
+    publish(settings, study.id, {"artifact_0.onnx": content, "front.json": json.dumps(front).encode()})
+    folder = tmp_path / "out"
+    part = folder / ".artifact_0.onnx.part"
+    folder.mkdir()
+    part.write_bytes(content[:5000])  # an earlier download broke off here
+    paths = client.download(study.id, folder)
+    assert [path.name for path in paths] == ["artifact_0.onnx", "front.json"]
+    assert paths[0].read_bytes() == content
+    assert not part.exists()
+    changed = paths[0].stat().st_mtime_ns
+    client.download(study.id, folder)
+    assert paths[0].stat().st_mtime_ns == changed, "a whole file is not fetched again"
+    part.write_bytes(b"rubbish")
+    paths[0].unlink()
+    with pytest.raises(bitwright.DamagedDownload, match="sha256"):
+        client.download(study.id, folder)
+    assert not part.exists()
+    assert not paths[0].exists()
+    assert client.front(study.id)["front"] == [{"cost": 1.0, "loss": 0.5}]
+    kinds = [event["kind"] for event in client.events(study.id)]
+    assert kinds[0] == "created"
+    assert kinds.count("stage_succeeded") == 5
+
+
+class Flaky(BaseHTTPRequestHandler):
+    """Refuses twice, then answers; keeps the idempotency keys it saw."""
+
+    refusals: ClassVar[int] = 2
+    keys: ClassVar[list[str]] = []
+    study: ClassVar[dict[str, Any]] = {"id": "study_1", "state": "polishing", "is_terminal": False, "new_field": 1}
+
+    def do_POST(self) -> None:
+        Flaky.keys.append(self.headers["Idempotency-Key"])
+        self.rfile.read(int(self.headers["Content-Length"]))
+        refuse = len(Flaky.keys) <= Flaky.refusals
+        body = json.dumps({"code": "busy"} if refuse else Flaky.study).encode()
+        self.send_response(503 if refuse else 201)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def flaky_url() -> Iterator[str]:
+    Flaky.keys.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_study_is_sent_again_under_one_key(flaky_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("bitwright.client.time.sleep", pauses.append)
+    with bitwright.Client(flaky_url) as client:
+        study = client.submit("model_1", hardware="x", budgets={"bops": 1.0})
+    assert study.id == "study_1"
+    assert len(Flaky.keys) == 3
+    assert len(set(Flaky.keys)) == 1
+    assert pauses == [0.5, 1.0]
+    assert not study.is_terminal, "a state this client does not know is not an end"
+    assert study.raw["new_field"] == 1
