@@ -21,6 +21,7 @@ from kernels.precision import Precision
 from kernels.recipe import Granularity, Numerics, Recipe
 from search.artifact.graph_edit import strip_metadata
 from search.artifact.layer_patterns import INT4_BITS, reads_static
+from search.artifact.opset import INT4_OPSET, raise_opset, why_not_raisable
 from search.artifact.qdq import export_assembly
 from search.assembly import ActivationQuantizer, Assembly, Candidate, QuantizedWeight
 from search.graph import Graph, Layer, LayerKind
@@ -45,7 +46,11 @@ class ByteCounter:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._skeleton = replace(graph, model=_without_weights(graph.model))
+        skeleton = _without_weights(graph.model)
+        if why_not_raisable(skeleton, INT4_OPSET) is None:
+            # Raised once here, or every 4-bit layer would seem to pay for it.
+            skeleton = raise_opset(skeleton, INT4_OPSET)
+        self._skeleton = replace(graph, model=skeleton)
         self._layers = [layer for layer in graph.layers if layer.unquantized_reason is None]
         self._found: dict[tuple[str, Recipe | None, bool], int] = {}
         self._constants = {tensor.name: _field_bytes(tensor.ByteSize()) for tensor in graph.model.graph.initializer}
@@ -174,7 +179,7 @@ def _constants_of(layer: Layer) -> tuple[str, ...]:
 
 
 def _zero_point_bytes(tensor: str) -> int:
-    constant = onnx.numpy_helper.from_array(np.asarray(0, dtype=np.uint8), f"{tensor}.zero_point")
+    constant = onnx.numpy_helper.from_array(np.asarray(0, dtype=np.uint8), f"{tensor}.z")
     return _field_bytes(int(constant.ByteSize()))
 
 

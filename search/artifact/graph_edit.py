@@ -40,7 +40,6 @@ class GraphEdit:
         self._by_output: dict[str, onnx.NodeProto] = {name: node for node in self.nodes for name in node.output if name}
         self._submitted: dict[str, onnx.NodeProto] = dict(self._by_output)
         self._once: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._node_names = {node.name for node in self.nodes}
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._shared: dict[bytes, str] = {}
         self._removed: set[int] = set()
@@ -90,14 +89,9 @@ class GraphEdit:
         return str(tensor.name)
 
     def add(self, op_type: str, inputs: Iterable[str], outputs: Iterable[str], **attributes: Any) -> onnx.NodeProto:
-        """Append a node named after its first output; runtimes refuse two nodes of one name."""
+        """Append a node. It has no name of its own: runtimes name it after its output, and the bytes are saved."""
         outputs = list(outputs)
-        name, count = outputs[0], 1
-        while name in self._node_names:
-            count += 1
-            name = f"{outputs[0]}.{count}"
-        self._node_names.add(name)
-        node = helper.make_node(op_type, list(inputs), outputs, name=name, **attributes)
+        node = helper.make_node(op_type, list(inputs), outputs, **attributes)
         self.nodes.append(node)
         self._by_output.update((name, node) for name in outputs if name)
         return node

@@ -153,8 +153,8 @@ def _add_pair(edit: GraphEdit, source: str, quantizer: ActivationQuantizer, outp
         edit.add("Clip", [source, low, high], [clipped])
         source = clipped
     parameters = [
-        edit.constant(f"{tensor}.scale", np.asarray(scale)),
-        edit.constant(f"{tensor}.zero_point", np.asarray(quantizer.zero_point, dtype=dtype)),
+        edit.constant(f"{tensor}.s", np.asarray(scale)),
+        edit.constant(f"{tensor}.z", np.asarray(quantizer.zero_point, dtype=dtype)),
     ]
     codes = edit.fresh(f"{tensor}.q")
     result = output if output is not None else edit.fresh(quantized_input_name(tensor))
