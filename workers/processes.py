@@ -50,9 +50,8 @@ class ManagedProcess:
         return self._process.pid if self._process else None
 
     def ask_to_end(self) -> None:
-        """Tell all of it: a pool process then puts its stage back, and its parent ends when it has."""
         if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.send_signal(signal.SIGTERM)
 
     def end(self, deadline: float) -> None:
         """Wait until `deadline` (monotonic), then kill whatever is left of it. Leases of killed stages run out."""

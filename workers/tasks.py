@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
-import signal
 import socket
 from dataclasses import dataclass
 from functools import cache
-from types import FrameType
 
-from celery.signals import worker_process_init
+from celery.signals import worker_process_init, worker_shutting_down
 
 from service.blobs import Blobs
 from service.ids import new_id
@@ -19,6 +18,10 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from workers.celery_app import celery_app
 from workers.supervisor import Supervisor
+
+# One byte that the worker and its pool processes share, since they are forked after this line: set when the worker
+# is told to end, so that a pool process puts its stage back instead of being waited for.
+_ending = mmap.mmap(-1, 1)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def parts() -> WorkerParts:
     database = Database(settings.resolved_database_url)
     name = f"{socket.gethostname()}.{os.getpid()}.{new_id('worker')}"
     blobs = Blobs(settings.resolved_blob_url)
-    supervisor = Supervisor(settings, database, blobs, name, lambda: _Process.is_ending)
+    supervisor = Supervisor(settings, database, blobs, name, lambda: bool(_ending[0]))
     return WorkerParts(settings, database, supervisor, celery_sender(celery_app))
 
 
@@ -47,25 +50,14 @@ def _forget_parent_parts(**_: object) -> None:
     parts.cache_clear()
 
 
-class _Process:
-    """What a signal told this pool process. The parent, told to end too, waits for the task in hand."""
-
-    is_ending = False
-
-    @classmethod
-    def end(cls, number: int, frame: FrameType | None) -> None:
-        cls.is_ending = True
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _tell_pool_processes(**_: object) -> None:
+    _ending[0] = 1
 
 
 @celery_app.task(name=RUN_STAGE)  # type: ignore[untyped-decorator]
 def run_stage(stage_id: str) -> None:
     """Do a stage if it is there to be done, then announce what became ready."""
     own = parts()
-    # Not when the process starts: the pool sets its own handler after that.
-    before = signal.signal(signal.SIGTERM, _Process.end)
-    try:
-        done = own.supervisor.run(stage_id)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if done and not _Process.is_ending:
+    if own.supervisor.run(stage_id) and not _ending[0]:
         publish_due(own.database, own.send, resend_s=own.settings.resend_s)
