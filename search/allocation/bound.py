@@ -81,7 +81,7 @@ def scale(arrays: Arrays) -> Scaled:
         loss=above / unit,
         allowed=arrays.allowed,
         cost=arrays.cost / row_unit[:, None, None],
-        limit=arrays.limit / row_unit,
+        limit=(arrays.limit + arrays.tolerance) / row_unit,  # what `fits` accepts, so that the bound holds for it
         row_unit=row_unit,
         edges=Edges(arrays.edges.first, arrays.edges.second, arrays.edges.cost / row_unit[:, None]),
         domain=arrays.domain,

@@ -71,7 +71,7 @@ def solve_interacting(
     bound = -math.inf
     stalled = 0
     for relaxed in [True] * _RELAXED_ROUNDS + [False] * 10_000:
-        if relative_gap(loss, bound, smallest) <= gap or clock.left_s <= 0:
+        if relative_gap(loss, bound, smallest) <= max(gap, _AGREES) or clock.left_s <= 0:
             break
         if relaxed and stalled >= _STALLED_ROUNDS:
             continue

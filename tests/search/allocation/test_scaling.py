@@ -26,7 +26,7 @@ def scaled(problem: AllocationProblem, factor: float) -> AllocationProblem:
 
 @pytest.mark.parametrize("factor", [1e-9, 1e-6, 1e-3, 1e3, 1e6, 1e9])
 def test_any_factor_keeps_the_optimum(factor: float) -> None:
-    for seed in range(24):
+    for seed in range(10):
         problem = random_problem(seed, interactions=seed % 8 == 7)
         base, answer = solve(problem), solve(scaled(problem, factor))
         assert type(base) is type(answer)
@@ -36,7 +36,7 @@ def test_any_factor_keeps_the_optimum(factor: float) -> None:
 
 @pytest.mark.parametrize("power", [-40, -3, 5, 40])
 def test_powers_of_two_keep_the_allocation(power: int) -> None:
-    for seed in range(24):
+    for seed in range(10):
         problem = random_problem(seed, interactions=seed % 8 == 7)
         base, answer = solve(problem), solve(scaled(problem, 2.0**power))
         if isinstance(base, Infeasible) or isinstance(answer, Infeasible):

@@ -44,7 +44,7 @@ def test_two_hundred_random_problems_have_their_optimum(solver: str) -> None:
 
 def test_random_problems_with_interactions_have_their_optimum() -> None:
     feasible = 0
-    for seed in range(40):
+    for seed in range(25):
         problem = random_problem(seed, interactions=True)
         feasible += check_against_brute_force(problem, solve(problem, time_limit_s=20.0))
-    assert feasible > 20
+    assert feasible > 12
