@@ -7,7 +7,7 @@ keeps its bytes; the converter is the fallback for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -29,7 +29,9 @@ _SPLIT_NEEDS_COUNT = 18
 _GRID_SAMPLE_MODES = (20, {b"bilinear": b"linear", b"bicubic": b"cubic"})
 _ROI_ALIGN_DEFAULT_CHANGED = 16
 # Ops whose meaning changed at that opset in a way that is left to onnx.version_converter.
-_LEFT_TO_CONVERTER = {"GroupNormalization": 21, "DFT": 20}
+_LEFT_TO_CONVERTER = {"DFT": 20}
+# Scale and bias went from one per group to one per channel; the converter leaves them as they are, silently wrong.
+_NOT_RAISABLE = {"GroupNormalization": 21}
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -42,6 +44,9 @@ def why_not_raisable(model: onnx.ModelProto, target: int) -> str | None:
     version = opset_of(model)
     if version >= target:
         return None
+    stuck = _crossed(model, _NOT_RAISABLE, version, target)
+    if stuck:
+        return f"opset {version} cannot be raised to {target}: {', '.join(sorted(stuck))} changed in between"
     left = _needs_converter(model, version, target)
     if not left:
         return None
@@ -95,11 +100,18 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from _graphs(inner)
 
 
+def _ops(model: onnx.ModelProto) -> set[str]:
+    return {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in _DEFAULT_DOMAINS}
+
+
+def _crossed(model: onnx.ModelProto, changes: Mapping[str, int], version: int, target: int) -> set[str]:
+    return {op for op in _ops(model) if op in changes and version < changes[op] <= target}
+
+
 def _needs_converter(model: onnx.ModelProto, version: int, target: int) -> set[str]:
-    ops = {node.op_type for graph in _graphs(model.graph) for node in graph.node if node.domain in _DEFAULT_DOMAINS}
     if version < PER_CHANNEL_OPSET:
-        return ops
-    return {op for op, changed in _LEFT_TO_CONVERTER.items() if op in ops and version < changed <= target}
+        return _ops(model)
+    return _crossed(model, _LEFT_TO_CONVERTER, version, target)
 
 
 def _rewrite(main: onnx.GraphProto, node: onnx.NodeProto, version: int, target: int) -> None:
