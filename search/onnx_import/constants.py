@@ -82,7 +82,8 @@ def dequantize(codes: Array, extra: list[Array | None], attributes: Mapping[str,
         if array.size == 1:
             return array.reshape(())
         if block:
-            return np.repeat(array, block, axis=axis).take(range(codes.shape[axis]), axis=axis)
+            length = codes.shape[axis]
+            return np.repeat(array, min(block, length), axis=axis).take(range(length), axis=axis)
         shape = [1] * codes.ndim
         shape[axis] = -1
         return array.reshape(shape)

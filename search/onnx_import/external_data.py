@@ -140,7 +140,7 @@ def _read(path: Path, location: str, offset: int, wanted: int, tensor: str) -> b
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise missing from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise missing
@@ -150,8 +150,11 @@ def _read(path: Path, location: str, offset: int, wanted: int, tensor: str) -> b
                 hint="the file is truncated or belongs to another export: submit both files of one export",
                 code="external_data_missing",
             )
-        file.seek(offset)
-        return file.read(wanted)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            file.seek(offset)
+            return file.read(wanted)
+    finally:
+        os.close(descriptor)
 
 
 def _file_digest(path: Path) -> str:

@@ -15,10 +15,11 @@ from onnx import helper, numpy_helper
 
 from search.errors import BadSubmission
 from search.graph import Graph, Layer, Node, TensorInfo
-from search.onnx_import.checks import check_inference, check_sizes, check_structure, default_opset, rejected
+from search.onnx_import.checks import check_sizes, check_structure, default_opset, rejected
 from search.onnx_import.constants import Array
 from search.onnx_import.external_data import load_external_data
 from search.onnx_import.file_format import foreign_format
+from search.onnx_import.inference import check_inference
 from search.onnx_import.layers import clean_name, find_layers
 from search.onnx_import.limits import DEFAULT_LIMITS, EXPORT_RECIPE, Limits
 from search.onnx_import.ops.constant import constant_array

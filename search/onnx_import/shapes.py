@@ -13,8 +13,10 @@ from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape, OpShape
 from kernels.operating_point import OperatingPoint
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph, Layer, LayerKind, OperatingShapes, TensorInfo
-from search.onnx_import.checks import rejected, skeleton
+from search.onnx_import.checks import rejected
 from search.onnx_import.constants import Array
+from search.onnx_import.inference import infer, skeleton
+from search.onnx_import.limits import DEFAULT_LIMITS
 from search.onnx_import.ops.convolution import same_pads
 from search.onnx_import.program import Program, Write
 
@@ -77,7 +79,7 @@ def _inferred(graph: Graph, inputs: dict[str, Shape]) -> dict[str, Shape]:
             for dim, size in zip(dims, inputs[info.name], strict=True):
                 dim.dim_value = size
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        inferred = infer(model, strict=False, limits=DEFAULT_LIMITS)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         return dict(inputs)
     shapes = dict(inputs)

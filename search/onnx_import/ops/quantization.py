@@ -27,7 +27,8 @@ def _spread(values: Tensor, like: Tensor, axis: int, block: int) -> Tensor:
     if values.numel() == 1:
         return values.reshape(())
     if block:
-        return values.repeat_interleave(block, dim=axis).narrow(axis, 0, like.shape[axis])
+        length = like.shape[axis]
+        return values.repeat_interleave(min(block, length), dim=axis).narrow(axis, 0, length)
     shape = [1] * like.ndim
     shape[positive_axis(axis, like.ndim)] = -1
     return values.reshape(shape)
