@@ -128,7 +128,11 @@ class ByteCounter:
 
     def _shares_codes(self, layer: Layer, recipe: Recipe) -> bool:
         """Whether an earlier layer of the same tie has already stored these codes, in the same layout."""
-        return layer.tie is not None and reads_static(recipe) and self._owner[layer.weight] != layer.name
+        first = self.graph.layer(self._owner[layer.weight])
+        same_layout = (first.kind, first.weight_shape, first.channel_axis) == (
+            layer.kind, layer.weight_shape, layer.channel_axis,
+        )  # fmt: skip
+        return first is not layer and same_layout and reads_static(recipe)
 
 
 def layer_size_bytes(graph: Graph, layer: Layer, recipe: Recipe | None) -> int:

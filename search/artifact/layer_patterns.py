@@ -26,13 +26,14 @@ from onnx import TensorProto
 
 from kernels.recipe import Granularity, Recipe
 from search.artifact.graph_edit import GraphEdit
+from search.artifact.inside_kernel import rows_quantized_inside
+from search.artifact.integer_bias import bias_codes, widen_dead_channels
 from search.assembly import ActivationQuantizer, Candidate, QuantizedWeight
 from search.errors import BadSubmission
 from search.graph import Graph, Layer, LayerKind
 
 Array = np.ndarray[Any, Any]
 INT4_BITS = 4
-_LARGEST_BIAS_CODE = 1 << 30
 
 
 def reads_static(recipe: Recipe) -> bool:
@@ -87,8 +88,8 @@ def _write_static(
         if bias is None:
             bias = np.zeros(layer.weight_shape[layer.channel_axis], dtype=np.float32)
         elif integer_bias and quantizer is not None:
-            bias_codes, scale = _bias_codes(weight, bias, quantizer.scale)
-            bias = np.asarray(bias_codes * scale, dtype=np.float32)
+            codes, scale = bias_codes(weight, bias, quantizer.scale)
+            bias = np.asarray(codes * scale, dtype=np.float32)
         codes, scale, zero_point = _as_matmul(node, weight)
         weight = QuantizedWeight(codes, scale, zero_point, 1, weight.bits)
         _to_matmul(edit, layer, node, _dequantized(edit, layer, weight, zero_point=False), bias)
@@ -112,39 +113,11 @@ def _feeds_relu(edit: GraphEdit, node: onnx.NodeProto) -> bool:
     return len(readers) == 1 and readers[0][0].op_type in ("Relu", "Clip")
 
 
-def widen_dead_channels(weight: QuantizedWeight, bias: Array, input_scale: float) -> QuantizedWeight:
-    """`weight` with larger scales where a channel is so small that its bias would overflow int32.
-
-    An integer bias has scale `input_scale * weight scale`; a (nearly) all-zero channel would need a code beyond
-    2^30. Its weights are far below the bias, so re-rounding them to a larger scale changes nothing visible.
-    """
-    scale = np.broadcast_to(weight.scale, bias.shape).astype(np.float64)
-    smallest = np.abs(bias.astype(np.float64)) / (float(input_scale) * _LARGEST_BIAS_CODE)
-    if np.all(scale >= smallest):
-        return weight
-    wider = np.maximum(scale, smallest * (1 + 1e-6)).astype(np.float32)
-    shape = [1] * weight.codes.ndim
-    shape[weight.channel_axis] = -1
-    ratio = (scale / wider).reshape(shape)
-    zero = 0 if weight.zero_point is None else np.broadcast_to(weight.zero_point, bias.shape).reshape(shape)
-    codes = np.rint((weight.codes.astype(np.float64) - zero) * ratio) + zero
-    zero_point = None if weight.zero_point is None else np.broadcast_to(weight.zero_point, bias.shape).copy()
-    return QuantizedWeight(
-        codes.astype(np.int8), wider, zero_point, weight.channel_axis, weight.bits, weight.group_size
-    )
-
-
-def _bias_codes(weight: QuantizedWeight, bias: Array, input_scale: float) -> tuple[Array, Array]:
-    """The bias as int32 codes at scale input scale × weight scale (multiplied in float32, as runtimes check it)."""
-    scale = np.broadcast_to(np.float32(input_scale) * weight.scale.astype(np.float32), bias.shape).astype(np.float32)
-    return np.rint(bias.astype(np.float64) / scale.astype(np.float64)).astype(np.int32), scale
-
-
 def _bias_dq(
     edit: GraphEdit, layer: Layer, weight: QuantizedWeight, bias: Array, quantizer: ActivationQuantizer | None
 ) -> str:
     assert quantizer is not None
-    codes, scale = _bias_codes(weight, bias, quantizer.scale)
+    codes, scale = bias_codes(weight, bias, quantizer.scale)
     prefix = f"{layer.name}.bias"
     output = edit.fresh(f"{prefix}.dequantized")
     codes_name = edit.constant(f"{prefix}.int32", codes)
@@ -254,44 +227,7 @@ def _write_weight_only(
                 code="pattern_unsupported",
             )
         group = weight.group_size or codes.shape[0]
-        node.input[0] = _rows_quantized_inside(edit, layer, node.input[0], codes.shape[0], group, inside.code_max)
-
-
-def _rows_quantized_inside(edit: GraphEdit, layer: Layer, source: str, width: int, group: int, code_max: int) -> str:
-    """`source` as MatMulNBits at accuracy level 4 reads it: int8 per row and weight block, scale = max|x| / 127."""
-    prefix = f"{layer.name}.rows"
-
-    def step(op_type: str, inputs: list[str], suffix: str, **attributes: Any) -> str:
-        output = edit.fresh(f"{prefix}.{suffix}")
-        edit.add(op_type, inputs, [output], **attributes)
-        return output
-
-    def whole(suffix: str, *values: int) -> str:
-        return edit.constant(f"{prefix}.{suffix}", np.asarray(values, dtype=np.int64))
-
-    shape = step("Shape", [source], "shape")
-    leading = step("Slice", [shape, whole("zero", 0), whole("last", -1)], "leading")
-    short = -width % group
-    padded = source
-    if short:
-        short_shape = step("Concat", [leading, whole("short", short)], "short_shape", axis=0)
-        zeros = step("Expand", [edit.constant(f"{prefix}.0", np.zeros((), np.float32)), short_shape], "padding")
-        padded = step("Concat", [source, zeros], "padded", axis=-1)
-    blocks_shape = step("Concat", [leading, whole("blocks", -1, group)], "blocks_shape", axis=0)
-    blocks = step("Reshape", [padded, blocks_shape], "blocked")
-    axis = whole("axis", -1)
-    largest = step("ReduceMax", [step("Abs", [blocks], "abs"), axis], "largest", keepdims=1)
-    limit = edit.constant(f"{prefix}.code_max", np.asarray(code_max, np.float32))
-    scale = step("Div", [largest, limit], "scale")
-    one = edit.constant(f"{prefix}.1", np.ones((), np.float32))
-    is_zero = step("Equal", [largest, edit.constant(f"{prefix}.0", np.zeros((), np.float32))], "is_zero")
-    codes = step("Round", [step("Div", [blocks, step("Where", [is_zero, one, scale], "divisor")], "ratio")], "codes")
-    values = step("Mul", [codes, scale], "values")
-    flat_shape = step("Concat", [leading, whole("flat", width + short)], "flat_shape", axis=0)
-    flat = step("Reshape", [values, flat_shape], "flat_values")
-    if not short:
-        return flat
-    return step("Slice", [flat, whole("zero", 0), whole("width", width), axis], "cut")
+        node.input[0] = rows_quantized_inside(edit, layer.name, node.input[0], codes.shape[0], group, inside.code_max)
 
 
 def _write_dynamic(edit: GraphEdit, layer: Layer, candidate: Candidate, node: onnx.NodeProto) -> None:
