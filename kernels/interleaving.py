@@ -4,6 +4,9 @@ The protocol. Every arm is warmed up; a sample is a run of calls long enough for
 (A B C A B C), so that a slow minute hurts all of them alike. Every round also times a fixed piece of work, the
 anchor; a block of rounds whose anchor is off by more than the drift limit is dropped and taken again. Sampling
 stops when the median of every arm is known to the asked width, or when its time is up.
+
+Several threads on the wall clock take longer turns (A A A B B B C C C), each after the worker threads of the arm
+before have come to rest and one untimed call has woken its own.
 """
 
 from __future__ import annotations
@@ -15,7 +18,15 @@ from statistics import median
 
 import numpy as np
 
-from kernels.stopwatch import NANOSECONDS_PER_MICROSECOND, Clock, Timing, choose_clock, summarize
+from kernels.stopwatch import (
+    NANOSECONDS_PER_MICROSECOND,
+    Clock,
+    Timing,
+    WallClock,
+    choose_clock,
+    summarize,
+    wait_until_quiet,
+)
 
 Progress = Callable[[int, int], None]
 ANCHOR = "anchor"
@@ -29,6 +40,8 @@ class Protocol:
     `sample_us` is the least length of a sample (short ops are called several times in it). Sampling of an arm ends
     when its interval's half width is at most `half_width` of the median, or after `arm_seconds`, never before
     `min_samples`. `drift_limit` is the relative anchor change that drops a block of `block_rounds` rounds.
+    `untimed_calls` come before each sample of an arm: a whole model whose weights the other arms have just pushed
+    out of the cache would else be timed cold, up to twice its steady time, and colder the more arms take turns.
     """
 
     warmup_calls: int = 3
@@ -41,6 +54,7 @@ class Protocol:
     block_rounds: int = 5
     drift_limit: float = 0.03
     seed: int = 0
+    untimed_calls: int = 0
 
 
 DEFAULT = Protocol()
@@ -96,11 +110,12 @@ def interleave(
     watch = clock or choose_clock(next(iter(arms.values())), threads)
     work = {ANCHOR: anchor or anchor_work(), **{f"arm:{name}": run for name, run in arms.items()}}
     calls = {name: _warm_up(run, watch, protocol) for name, run in work.items()}
+    run_block = _run_block_in_long_turns if isinstance(watch, WallClock) and threads > 1 else _run_block
     blocks: list[_Block] = []
     began_ns = watch.now_ns()
     budget_ns = protocol.arm_seconds * len(arms) * 1e9
     while True:
-        blocks.append(_run_block(work, calls, watch, protocol))
+        blocks.append(run_block(work, calls, watch, protocol))
         kept = _steady_blocks(blocks, protocol.drift_limit)
         count = len(kept) * protocol.block_rounds
         if progress is not None:
@@ -165,11 +180,32 @@ def _run_block(
     samples: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(protocol.block_rounds):
         for name, run in work.items():
-            repeat = range(calls[name])
-            began = clock.now_ns()
-            for _ in repeat:
+            for _ in range(protocol.untimed_calls if name != ANCHOR else 0):
                 run()
-            samples[name].append((clock.now_ns() - began) / NANOSECONDS_PER_MICROSECOND / len(repeat))
+            samples[name].append(_sample_us(run, calls[name], clock))
+    return _block(samples)
+
+
+def _run_block_in_long_turns(
+    work: Mapping[str, Callable[[], None]], calls: Mapping[str, int], clock: Clock, protocol: Protocol
+) -> _Block:
+    samples: dict[str, list[float]] = {}
+    for name, run in work.items():
+        wait_until_quiet()
+        run()
+        samples[name] = [_sample_us(run, calls[name], clock) for _ in range(protocol.block_rounds)]
+    return _block(samples)
+
+
+def _sample_us(run: Callable[[], None], calls: int, clock: Clock) -> float:
+    repeat = range(calls)
+    began = clock.now_ns()
+    for _ in repeat:
+        run()
+    return (clock.now_ns() - began) / NANOSECONDS_PER_MICROSECOND / calls
+
+
+def _block(samples: dict[str, list[float]]) -> _Block:
     return _Block(median(samples.pop(ANCHOR)), {name.removeprefix("arm:"): taken for name, taken in samples.items()})
 
 

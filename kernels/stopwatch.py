@@ -14,6 +14,9 @@ _CONFIDENCE = 0.95
 _RESAMPLES = 400
 _OWN_WORK_SHARE = 0.9
 _PROBE_NS = 5_000_000
+_QUIET_STEP_S = 0.004
+_QUIET_SHARE = 0.1
+_LONGEST_WAIT_S = 0.2
 
 
 class Clock(Protocol):
@@ -56,6 +59,21 @@ def choose_clock(work: Callable[[], None], threads: int) -> Clock:
         work()
     used = time.process_time_ns() - process
     return ThreadCpuClock() if time.thread_time_ns() - own >= _OWN_WORK_SHARE * used else WallClock()
+
+
+def wait_until_quiet() -> None:
+    """Sleep until the other threads of this process have stopped using the CPU, at most a fifth of a second.
+
+    The idle workers of an ONNX Runtime session spin for 20 to 30 ms after its last run, on cores that the session
+    timed next needs: without the wait that one took up to 1.6 times as long on two threads.
+    """
+    deadline = time.perf_counter() + _LONGEST_WAIT_S
+    while time.perf_counter() < deadline:
+        own, process = time.thread_time(), time.process_time()
+        time.sleep(_QUIET_STEP_S)
+        others = (time.process_time() - process) - (time.thread_time() - own)
+        if others < _QUIET_SHARE * _QUIET_STEP_S:
+            return
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,20 @@ def test_a_noisy_arm_is_sampled_longer_than_a_quiet_one() -> None:
     assert samples(0.5) > 30
 
 
+def test_several_threads_on_the_wall_clock_take_long_turns() -> None:
+    calls: list[str] = []
+    protocol = Protocol(warmup_calls=1, warmup_us=0.0, sample_us=0.0, min_samples=10, max_samples=10, block_rounds=5)
+
+    def arm(name: str) -> Callable[[], None]:
+        return lambda: calls.append(name)
+
+    found = interleave({"a": arm("a"), "b": arm("b")}, threads=2, protocol=protocol, anchor=arm("anchor"))
+    assert found.clock == "wall"
+    untimed_and_samples = 1 + 5
+    block = [name for name in ("anchor", "a", "b") for _ in range(untimed_and_samples)]
+    assert calls[-2 * len(block) :] == block * 2
+
+
 def test_progress_ends_at_its_total_and_no_arms_is_an_error() -> None:
     bench = Bench()
     seen: list[tuple[int, int]] = []

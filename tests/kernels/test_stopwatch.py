@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from kernels.stopwatch import ThreadCpuClock, WallClock, choose_clock, summarize
+from kernels.stopwatch import ThreadCpuClock, WallClock, choose_clock, summarize, wait_until_quiet
 
 
 def burn() -> None:
@@ -28,6 +28,21 @@ def test_work_on_another_thread_needs_the_wall_clock() -> None:
 
 def test_several_threads_need_the_wall_clock() -> None:
     assert isinstance(choose_clock(burn, threads=2), WallClock)
+
+
+def test_quiet_means_that_no_other_thread_works() -> None:
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            burn()
+
+    worker = threading.Thread(target=spin)
+    worker.start()
+    threading.Timer(0.05, stop.set).start()
+    wait_until_quiet()
+    assert stop.is_set()
+    worker.join()
 
 
 def test_both_clocks_run_forwards() -> None:
