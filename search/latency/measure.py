@@ -1,4 +1,4 @@
-"""Measuring a model on the device at hand: missing table rows, end-to-end runs of assemblies, and the fit of both."""
+"""End-to-end runs: assemblies built, loaded and timed together on the device at hand."""
 
 from __future__ import annotations
 
@@ -9,50 +9,16 @@ import numpy as np
 
 from kernels.backends.base import Backend, LoadedModel
 from kernels.hardware_profile import HardwareProfile
-from kernels.latency_table import LatencyTable
-from kernels.microbench import DEFAULT, Protocol, measure_interleaved, measure_rows
+from kernels.microbench import Protocol, measure_interleaved
 from kernels.operating_point import OperatingPoint
 from search.graph import Graph, LayerKind, OperatingShapes, TensorInfo
 from search.latency.assemblies import CalibrationAssembly
 from search.latency.fit import EndToEndRun
-from search.latency.rows import Pair
 
 Progress = Callable[[int, int], None]
 Build = Callable[[Mapping[str, str]], bytes]
-PAIRS_PER_CHECKPOINT = 8
-
-
-def empty_table(profile: HardwareProfile) -> LatencyTable:
-    """A table without rows for a profile."""
-    return LatencyTable(profile.slug, profile.device, profile.runtime, profile.runtime_version)
-
-
-def measure_missing(
-    pairs: Sequence[Pair],
-    backend: Backend,
-    profile: HardwareProfile,
-    threads: int,
-    table: LatencyTable | None = None,
-    *,
-    progress: Progress | None = None,
-    checkpoint: Callable[[LatencyTable], None] | None = None,
-) -> LatencyTable:
-    """The table with every pair measured; pairs it already holds are not timed again.
-
-    Pairs are timed a few at a time, op by op, and `checkpoint` gets the table after each portion: a run that is cut
-    off goes on from the last one. `progress(done, total)` counts pairs.
-    """
-    current = table or empty_table(profile)
-    left = [(op, precision) for op, precision in dict.fromkeys(pairs) if not current.has(op, precision, threads)]
-    done = 0
-    for portion in _portions(left):
-        current = measure_rows(backend, profile, portion, threads, current)
-        done += len(portion)
-        if checkpoint is not None:
-            checkpoint(current)
-        if progress is not None:
-            progress(done, len(left))
-    return current
+END_TO_END = Protocol(untimed_calls=1, sample_us=2_000.0, arm_seconds=0.6)
+"""How whole models are timed: warm, as a server runs them; short ones in samples of several calls."""
 
 
 def measure_runs(
@@ -64,7 +30,7 @@ def measure_runs(
     point: OperatingPoint,
     known: Sequence[EndToEndRun] = (),
     *,
-    protocol: Protocol = DEFAULT,
+    protocol: Protocol = END_TO_END,
     progress: Progress | None = None,
 ) -> list[EndToEndRun]:
     """Build, load and time assemblies, all taking turns in one measurement; those in `known` are not timed again.
@@ -87,6 +53,8 @@ def measure_runs(
             threads=point.threads,
             protocol=protocol,
             progress=progress,
+            clock=backend.clock(point.threads),
+            anchor=backend.anchor,
         )
     finally:
         for model in loaded.values():
@@ -127,16 +95,3 @@ def _runner(model: LoadedModel, inputs: Mapping[str, np.ndarray[Any, Any]]) -> C
         model.run(inputs)
 
     return run
-
-
-def _portions(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """Pairs in portions of about `PAIRS_PER_CHECKPOINT`; all precisions of one op stay in one portion."""
-    by_op: dict[str, list[Pair]] = {}
-    for op, precision in pairs:
-        by_op.setdefault(op.signature, []).append((op, precision))
-    portions: list[list[Pair]] = [[]]
-    for group in by_op.values():
-        if len(portions[-1]) >= PAIRS_PER_CHECKPOINT:
-            portions.append([])
-        portions[-1] += group
-    return [portion for portion in portions if portion]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from kernels.backends.base import Backend
 from kernels.hardware_profile import HardwareProfile
 from kernels.latency_table import LatencyTable
+from kernels.microbench import Refused, empty_table, measure_missing
 from kernels.operating_point import OperatingPoint
 from kernels.precision import FP32
 from kernels.recipe import Recipe
@@ -20,11 +21,12 @@ from search.graph import Graph
 from search.groups import group_layers
 from search.latency.assemblies import calibration_assemblies
 from search.latency.fit import LatencyFit, fit_latency
-from search.latency.measure import measure_missing, measure_runs, random_inputs
+from search.latency.measure import Build, measure_runs, random_inputs
 from search.latency.rows import LayerRow, distinct_pairs, required_rows
 from search.latency.terms import latency_terms
 from search.onnx_import import operating_shapes
 from search.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.simulator import Arrays
 from search.torch_simulator import TorchSimulator
 
 Progress = Callable[[int, int, str], None]
@@ -49,24 +51,34 @@ def measure_model(
     candidates: CandidateSet | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    checkpoint: Callable[[LatencyTable], None] | None = None,
 ) -> MeasuredModel:
     """Rows and fit of one model on the device at hand; rows that `table` holds are not timed again.
 
     Time does not depend on the values of the codes, so without `candidates` they are finished on seeded noise.
+    `checkpoint` gets the table as it grows: pass its last one as `table` to go on after an interruption.
+
     A pair that the runtime did not run as asked has no row; layers left with full precision alone are in the fit's
     constant, and its notes name both. Raises `BadSubmission` (`nothing_to_measure`) when no layer can be quantized.
     """
     report = progress or (lambda done, total, what: None)
     shapes = operating_shapes(graph, point)
-    rows = required_rows(graph, shapes, profile, backend)
-    table = measure_missing(
-        distinct_pairs(rows), backend, profile, point.threads, table, progress=lambda d, t: report(d, t, "op rows")
+    rows = required_rows(graph, shapes, profile)
+    measured = measure_missing(
+        backend,
+        profile,
+        distinct_pairs(rows),
+        point.threads,
+        table or empty_table(profile),
+        progress=lambda done, total: report(done, total, "op rows"),
+        checkpoint=checkpoint,
     )
+    table = measured.table
     inputs = random_inputs(graph, shapes, seed)
     if candidates is None:
         report(0, 1, "candidates from noise")
-        candidates = _noise_candidates(graph, profile, rows, inputs)
-    kept, dropped = _usable(rows, table, point.threads, candidates)
+        candidates = noise_candidates(graph, profile, rows, inputs)
+    kept, dropped = _usable(rows, table, point.threads, candidates, measured.refused)
     if not kept:
         raise BadSubmission(
             "no layer of the model can be quantized on this profile, so there is nothing to measure",
@@ -77,13 +89,9 @@ def measure_model(
     layers = {name for name, _, _ in kept}
     groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
 
-    def build(precisions: Mapping[str, str]) -> bytes:
-        model = export_assembly(graph, assemble(graph, precisions, candidates), profile.runtime)
-        return bytes(model.SerializeToString(deterministic=True))
-
     runs = measure_runs(
         calibration_assemblies(groups, terms, seed=seed),
-        build,
+        builder(graph, candidates, profile),
         inputs,
         backend,
         profile,
@@ -96,9 +104,18 @@ def measure_model(
     return MeasuredModel(table, replace(fit, notes=(*fit.notes, *dropped)))
 
 
-def _noise_candidates(
-    graph: Graph, profile: HardwareProfile, rows: list[LayerRow], inputs: Mapping[str, object]
-) -> CandidateSet:
+def builder(graph: Graph, candidates: CandidateSet, profile: HardwareProfile) -> Build:
+    """Turns precisions per layer into the serialized model that the profile's runtime would deploy."""
+
+    def build(precisions: Mapping[str, str]) -> bytes:
+        model = export_assembly(graph, assemble(graph, precisions, candidates), profile.runtime)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    return build
+
+
+def noise_candidates(graph: Graph, profile: HardwareProfile, rows: list[LayerRow], inputs: Arrays) -> CandidateSet:
+    """Candidates good enough to be timed: finished on one batch of noise by the cheapest rule."""
     recipes: dict[tuple[str, str], Recipe] = {
         (layer, precision.name): profile.recipe(op.kind, precision)
         for layer, op, precision in rows
@@ -108,22 +125,31 @@ def _noise_candidates(
         simulator: TorchSimulator | OnnxRuntimeSimulator = TorchSimulator(graph)
     except UnsupportedOp:
         simulator = OnnxRuntimeSimulator(graph)
-    return finish_candidates(simulator, recipes, [inputs], rules=NOISE_RULES)  # type: ignore[list-item]
+    return finish_candidates(simulator, recipes, [inputs], rules=NOISE_RULES)
 
 
 def _usable(
-    rows: list[LayerRow], table: LatencyTable, threads: int, candidates: CandidateSet
+    rows: list[LayerRow],
+    table: LatencyTable,
+    threads: int,
+    candidates: CandidateSet,
+    refused: Iterable[Refused],
 ) -> tuple[list[LayerRow], list[str]]:
     """Rows that were measured and can be built; layers without full precision or any other precision are dropped."""
     kept: list[LayerRow] = []
     notes: list[str] = []
+    excluded = {entry.node: entry.reason for entry in candidates.excluded}
+    reasons = {(entry.signature, entry.precision): entry.reason for entry in refused}
     for layer, op, precision in rows:
         buildable = precision == FP32 or (layer, precision.name) in candidates.candidates
         if buildable and table.has(op, precision, threads):
             kept.append((layer, op, precision))
         else:
-            why = "was not run as asked" if buildable else "has no candidate"
-            notes.append(f"{layer} in {precision} {why}; it is not offered.")
+            if buildable:
+                why = reasons.get((op.signature, precision.name), "it has no row")
+            else:
+                why = excluded.get(layer, "it has no candidate")
+            notes.append(f"{layer} is not offered in {precision}: {why}")
     by_layer: dict[str, set[str]] = {}
     for layer, _, precision in kept:
         by_layer.setdefault(layer, set()).add(precision.name)

@@ -31,7 +31,10 @@ def test_rows_of_a_cnn() -> None:
 
 def test_rows_of_a_transformer() -> None:
     graph, shapes = transformer()
-    rows = required_rows(graph, shapes, profile())
+    here = profile()
+    whole = dataclasses.replace(here.support["linear", "w4a16-g32"], whole_groups=True)
+    strict = dataclasses.replace(here, support={**here.support, ("linear", "w4a16-g32"): whole})
+    rows = required_rows(graph, shapes, strict)
     assert [(op, str(p)) for layer, op, p in rows if layer == "words"] == [
         (EmbeddingShape(12, 100, 64), "fp32"),
         (EmbeddingShape(12, 100, 64), "w8a16"),
@@ -39,6 +42,7 @@ def test_rows_of_a_transformer() -> None:
     assert {op for layer, op, _ in rows if layer in ("query", "key")} == {LinearShape(12, 64, 64)}
     assert "w4a16-g32" not in {str(p) for layer, _, p in rows if layer == "wide"}, "32 does not divide 40"
     assert "w8a8" in {str(p) for layer, _, p in rows if layer == "wide"}
+    assert ("wide", "w4a16-g32") in {(layer, str(p)) for layer, _, p in required_rows(graph, shapes, here)}
 
 
 def test_a_layer_without_candidates_needs_no_rows() -> None:
