@@ -10,6 +10,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+LEAST_STAGE_MEMORY_BYTES = 8 << 30
+
 
 class Settings(BaseSettings):
     """Every default works on a laptop: SQLite, Celery on a folder, blobs in a folder, this CPU."""
@@ -55,7 +57,11 @@ class Settings(BaseSettings):
     worker_silent_s: float = Field(default=30.0, gt=0, description="A worker unheard of for this long counts as gone.")
 
     stage_wall_s: float = Field(default=7200.0, gt=0, description="Longest wall time of one stage.")
-    stage_memory_bytes: int = Field(default=0, ge=0, description="Address space of a stage's child; 0 means no limit.")
+    stage_memory_bytes: int = Field(
+        default_factory=lambda: max(LEAST_STAGE_MEMORY_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        ge=0,
+        description="Address space of a stage's child; 0 means no limit, which CUDA needs.",
+    )
     stage_file_bytes: int = Field(default=8 << 30, gt=0, description="Largest file a stage may write.")
     stage_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="Compute threads of a stage's child."

@@ -24,13 +24,18 @@ def reap_once(settings: Settings, database: Database, send: Sender) -> tuple[int
     return taken, publish_due(database, send, resend_s=settings.resend_s)
 
 
+def reap_calmly(settings: Settings, database: Database, send: Sender) -> None:
+    """One round; a database that is away is logged and tried again at the next."""
+    try:
+        taken, _ = reap_once(settings, database, send)
+    except SQLAlchemyError as error:
+        log.warning("the database is away: %s", error)
+        return
+    if taken:
+        log.warning("took %d stage(s) back from silent workers", taken)
+
+
 def run_reaper(settings: Settings, database: Database, send: Sender, pause: Callable[[float], bool]) -> None:
-    """Rounds until `pause` (which waits that many seconds) says to end. A database that is away is tried again."""
+    """Rounds until `pause` (which waits that many seconds) says to end."""
     while not pause(settings.reap_s):
-        try:
-            taken, _ = reap_once(settings, database, send)
-        except SQLAlchemyError as error:
-            log.warning("the database is away: %s", error)
-            continue
-        if taken:
-            log.warning("took %d stage(s) back from silent workers", taken)
+        reap_calmly(settings, database, send)

@@ -25,7 +25,7 @@ from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
 from workers.hardware import Announcement, Presence, probe_profiles, queues_for
 from workers.processes import ManagedProcess, end_all
-from workers.reaper import reap_once, run_reaper
+from workers.reaper import reap_calmly, run_reaper
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 LOOK_EVERY_S = 0.25
@@ -177,7 +177,7 @@ def up(
                 for process in processes:
                     process.keep_running()
                 if time.monotonic() >= next_round:
-                    reap_once(settings, database, send)
+                    reap_calmly(settings, database, send)
                     next_round = time.monotonic() + settings.reap_s
                 if not told and _answers(settings) and _has_worker(settings, database, started_at):
                     typer.echo(f"Bitwright is up: http://{settings.host}:{settings.port}/")

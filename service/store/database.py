@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
 SQLITE_BUSY_MS = 10_000
+HANDLER_THREADS = 40
 
 
 class database_now(FunctionElement[float]):
@@ -70,7 +71,13 @@ class Database:
 
 
 def _sqlite_engine(url: str, begin: str) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False})
+    # As many connections as the API has handler threads: SQLite's own lock is where writers queue.
+    engine = create_engine(
+        url,
+        pool_size=HANDLER_THREADS,
+        max_overflow=HANDLER_THREADS,
+        connect_args={"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False},
+    )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: object) -> None:

@@ -29,13 +29,16 @@ export function drawFront(place, target, unit) {
     data: target.front.filter((one) => one.loss > 0).map((one) => ({ value: [one.cost, one.loss], name: "front, predicted" })),
     markLine: { symbol: "none", data: lines, label: { formatter: "{b}", color: ink }, lineStyle: { type: "dashed" }, silent: true },
   });
+  const costs = [...lines.map((line) => line.xAxis), ...built.map(cost), ...target.front.map((one) => one.cost)];
+  const [least, most] = [Math.min(...costs), Math.max(...costs)];
+  const margin = 0.05 * (most - least || most);
   const chart = echarts.getInstanceByDom(place) ?? echarts.init(place, null, { renderer: "svg" });
   chart.setOption({
     animation: false, textStyle: { color: ink },
     legend: { textStyle: { color: ink }, top: 0 },
     grid: { left: 70, right: 30, top: 50, bottom: 50 },
     tooltip: { renderMode: "richText", formatter: (hover) => tip(hover, unit) },
-    xAxis: { type: "value", scale: true, name: COST_NAMES[target.front_resource] ?? (isLatency ? "latency, ms" : "size, bytes"), nameLocation: "middle", nameGap: 30, axisLabel: { color: ink } },
+    xAxis: { type: "value", min: Math.max(0, least - margin), max: most + margin, name: COST_NAMES[target.front_resource] ?? (isLatency ? "latency, ms" : "size, bytes"), nameLocation: "middle", nameGap: 30, axisLabel: { color: ink, formatter: (value) => number(value, 3) } },
     yAxis: { type: "log", name: unit, axisLabel: { color: ink, formatter: (value) => number(value, 2) } },
     series,
   }, { notMerge: true });
