@@ -133,6 +133,8 @@ def _intended(wiring: Wiring, node: onnx.NodeProto) -> IntendedLayer | None:
     if not through_dq:
         return _layer(wiring, node, Compute.FLOAT, path) if stored.data_type in _FLOAT_TYPES else None
     producer = wiring.producers.get(source)
+    if producer is not None and _only_strides(producer):
+        producer = wiring.producers.get(producer.input[0])
     static = producer is not None and producer.op_type == "DequantizeLinear"
     return _layer(wiring, node, Compute.INT8 if static else Compute.WEIGHT_ONLY, path)
 
@@ -145,6 +147,12 @@ def _gather(wiring: Wiring, node: onnx.NodeProto, path: list[str], stored: onnx.
     dequantized = stored.data_type not in _FLOAT_TYPES and not integer
     compute = Compute.INT8 if integer else Compute.WEIGHT_ONLY if dequantized else Compute.FLOAT
     return _layer(wiring, node, compute, path)
+
+
+def _only_strides(node: onnx.NodeProto) -> bool:
+    """A MaxPool over single values: it drops rows and columns and changes no value."""
+    kernel: list[int] = next((list(a.ints) for a in node.attribute if a.name == "kernel_shape"), [])
+    return node.op_type == "MaxPool" and all(size == 1 for size in kernel)
 
 
 def _is_dq(wiring: Wiring, tensor: str) -> bool:

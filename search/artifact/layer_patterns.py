@@ -53,21 +53,23 @@ def write_layer(
     candidate: Candidate,
     quantizer: ActivationQuantizer | None,
     *,
-    simulate: bool,
+    runtime: str | None,
 ) -> None:
     """Replace one layer's weight and bias in `edit`. `quantizer` is that of the tensor it reads (static recipes).
 
-    With `simulate`, what a kernel does to its activations by itself is written out too.
+    With `runtime` None, a simulation, what a kernel does to its activations by itself is written out too.
     """
     node = edit.submitted(graph.nodes[layer.node].outputs[0])
     if layer.kind is LayerKind.EMBEDDING:
         _write_embedding(edit, layer, candidate, node)
     elif layer.kind is LayerKind.LINEAR and candidate.recipe.activation is None:
-        _write_weight_only(edit, layer, candidate, node, simulate=simulate)
+        _write_weight_only(edit, layer, candidate, node, simulate=runtime is None)
     elif layer.kind is LayerKind.LINEAR and not reads_static(candidate.recipe):
         _write_dynamic(edit, layer, candidate, node)
     else:
         _write_static(edit, layer, candidate, node, quantizer)
+        if runtime == "openvino" and layer.kind is LayerKind.CONV:
+            _stride_before(edit, layer, node)
     if layer.bias is not None and layer.bias.node != layer.node:
         _replace_added_bias(edit, graph, layer, candidate)
 
@@ -127,6 +129,26 @@ def _bias_dq(
 
 def _float_bias(edit: GraphEdit, layer: Layer, bias: Array) -> str:
     return edit.constant(f"{layer.name}.bias.float", bias.astype(np.float32))
+
+
+def _stride_before(edit: GraphEdit, layer: Layer, node: onnx.NodeProto) -> None:
+    """Write a strided 1×1 convolution as MaxPool 1×1 with that stride, then the convolution at stride 1.
+
+    The values are equal. OpenVINO 2026.4 moves the stride of such a convolution above its input's quantizer by
+    itself, and then finds no integer pattern any more.
+    """
+    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [])
+    pads = next((list(a.ints) for a in node.attribute if a.name == "pads"), [])
+    kernel = layer.weight_shape[2:]
+    if max(kernel) > 1 or max(strides, default=1) == 1 or any(pads):
+        return
+    source = node.input[layer.input_position]
+    picked = edit.fresh(f"{layer.name}.strided")
+    edit.add("MaxPool", [source], [picked], kernel_shape=list(kernel), strides=strides)
+    node.input[layer.input_position] = picked
+    for attribute in node.attribute:
+        if attribute.name == "strides":
+            attribute.ints[:] = [1] * len(strides)
 
 
 def _append_bias(edit: GraphEdit, layer: Layer, node: onnx.NodeProto, bias: Array) -> None:

@@ -31,12 +31,12 @@ def export_assembly(graph: Graph, assembly: Assembly, runtime: str) -> onnx.Mode
         raise BadSubmission(
             f"no export for runtime {runtime!r}", hint=f"runtimes are {', '.join(RUNTIMES)}", code="runtime_unknown"
         )
-    return _write(graph, assembly, simulate=False)
+    return _write(graph, assembly, runtime)
 
 
 def export_simulation(graph: Graph, assembly: Assembly) -> onnx.ModelProto:
     """The same model with everything written out that kernels do inside, to be run without any optimization."""
-    return _write(graph, assembly, simulate=True)
+    return _write(graph, assembly, None)
 
 
 def quantized_input_name(tensor: str) -> str:
@@ -72,7 +72,7 @@ def _is_float32(graph: Graph, layer: Layer) -> bool:
     return any(node.attributes.get("to") == onnx.TensorProto.FLOAT for node in casts)
 
 
-def _write(graph: Graph, assembly: Assembly, *, simulate: bool) -> onnx.ModelProto:
+def _write(graph: Graph, assembly: Assembly, runtime: str | None) -> onnx.ModelProto:
     candidates = [(graph.layer(name), assembly.candidates[name]) for name in _in_order(graph, assembly)]
     int4 = any(candidate.weight.bits <= INT4_BITS or candidate.weight.group_size for _, candidate in candidates)
     minimum = INT4_OPSET if int4 else PER_CHANNEL_OPSET
@@ -91,7 +91,7 @@ def _write(graph: Graph, assembly: Assembly, *, simulate: bool) -> onnx.ModelPro
                     pairs[layer.input] = _add_pair(edit, layer.input, quantizer)
                 node = edit.submitted(graph.nodes[layer.node].outputs[0])
                 node.input[layer.input_position] = pairs[layer.input]
-        write_layer(edit, graph, layer, candidate, quantizer, simulate=simulate)
+        write_layer(edit, graph, layer, candidate, quantizer, runtime=runtime)
     return edit.finish()
 
 

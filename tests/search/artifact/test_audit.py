@@ -10,13 +10,15 @@ import numpy as np
 import onnx
 import pytest
 from qdq_patterns import conv, float_stem_before_integer_conv, linear
-from quantized_models import assemble, cnn, mlp, read, tied_cnn, transformer, uniform
+from quantized_models import Builder, assemble, cnn, cosine, mlp, read, sample_inputs, tied_cnn, transformer, uniform
 
 from kernels.backends.onnxruntime_cpu import SESSION_OPTIONS
 from search.artifact.audit import Audit, audit_file, audit_model
 from search.artifact.diagnosis import DISABLE_KEY
 from search.artifact.qdq import export_assembly
+from search.artifact.session import open_model
 from search.errors import AuditFailed, BadSubmission
+from search.onnxruntime_simulator import OnnxRuntimeSimulator
 
 DEFAULTS: dict[str, str] = {}
 WITHOUT_MATMUL_ADD = {**SESSION_OPTIONS, DISABLE_KEY: "QDQPropagationTransformer;WeightBiasQuantization"}
@@ -194,6 +196,22 @@ def test_openvino_running_a_quantized_layer_in_float_is_caught() -> None:
     audit = audited(conv(weight="int4"), None, "openvino")
     assert [finding.code for finding in audit.findings] == ["quantized_ran_float"]
     assert audited(conv(weight="int4-cast"), None, "openvino").ok
+
+
+@pytest.mark.parametrize("decided", [{"shortcut": "w8a8"}, {"first": "w8a8", "shortcut": "w4a8"}])
+def test_a_strided_1x1_convolution_stays_integer_in_openvino(decided: dict[str, str]) -> None:
+    b = Builder()
+    x = b.op("Relu", b.conv("x", "first", 16, 16))
+    y = b.op("Exp", b.conv(x, "shortcut", 16, 32, 1, stride=2))
+    graph = read(b.model(y, ["batch", 32, 6, 6], {"x": (onnx.TensorProto.FLOAT, ["batch", 16, 12, 12])}))
+    assembly = assemble(graph, decided)
+    model = export_assembly(graph, assembly, "openvino").SerializeToString()
+    whole = {layer.name: decided.get(layer.name, "fp32") for layer in graph.layers}
+    audit = audit_model(model, 1, None, whole, graph, "openvino")
+    assert audit.ok, audit.findings
+    inputs = sample_inputs(graph)
+    found = open_model(model, "openvino", 1).run(inputs)[y]
+    assert cosine(found, OnnxRuntimeSimulator(graph).run(inputs, assembly)[y]) > 0.999
 
 
 def test_any_file_can_be_audited(tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def test_parts_are_what_the_counter_adds_up() -> None:
     assert layer_size_bytes(graph, layer, None) > 4 * layer.weight_count
 
 
+@pytest.mark.parametrize("linear", ["w8a8", "w8a8-dynamic", "w4a16-g32"])
+def test_an_embedding_tied_to_the_head_is_counted_as_written(linear: str) -> None:
+    graph = read(transformer(tied=True))
+    assembly = assemble(graph, uniform(graph, linear=linear))
+    real = export_assembly(graph, assembly, "onnxruntime_cpu").ByteSize()
+    assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)
+
+
 def test_tied_layers_pay_for_their_codes_once() -> None:
     graph = read(tied_cnn())
     assembly = assemble(graph, uniform(graph))
