@@ -166,7 +166,7 @@ class _Search:
             self.offer(outcome.choice, self.solver)
         if outcome.status is Status.OPTIMAL and outcome.choice is not None:
             claimed = self.arrays.separable_loss(outcome.choice)
-            if relative_gap(claimed, self.loss, self.smallest) <= _AGREES:
+            if relative_gap(claimed - self._allowed_gap(), self.loss, self.smallest) <= _AGREES:
                 proven = self.loss - self._allowed_gap()
                 self.bound = max(self.bound, proven)
         return outcome.status is Status.INFEASIBLE and self.best is None

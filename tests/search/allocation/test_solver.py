@@ -10,7 +10,7 @@ import pytest
 from allocation_instances import random_problem
 
 import search.allocation
-from search.allocation.arrays import lay_out
+from search.allocation.arrays import Edges, lay_out
 from search.allocation.bound import scale
 from search.allocation.core import restrict
 from search.allocation.solver import SOLVERS, Program, Status, run
@@ -63,6 +63,25 @@ def test_a_relaxed_program_is_no_dearer_than_the_integer_one() -> None:
     np.testing.assert_allclose(relaxed.weights.sum(axis=1), 1.0, atol=1e-6)
     integer = program.objective[np.arange(len(whole.choice)), whole.choice].sum()
     assert (relaxed.weights * program.objective).sum() <= integer + 1e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_program_that_fools_integer_preprocessing(solver: str) -> None:
+    """CBC with its preprocessing on calls 25965 optimal here (domains differ at one edge); 20573 fits the row."""
+    program = Program(
+        objective=np.array(
+            [[7330.2122160801755, 0.0], [10000.0, 0.0], [8634.44672941854, 0.0], [1938.069486002943, 0.0]]
+        ),
+        allowed=np.ones((4, 2), dtype=np.bool_),
+        cost=np.array([[[0.0, 0.945371101078], [0.0, 1.43258997898], [0.0, 1.0388373989], [0.0, 0.270893760282]]]),
+        limit=np.ones(1),
+        domain=np.tile([0, 1], (4, 1)),
+        domains=2,
+        edges=Edges(np.array([1]), np.array([2]), np.array([[0.110249243599]])),
+    )
+    answer = run(program, solver=solver)
+    assert answer.choice is not None
+    assert answer.choice.tolist() == [1, 0, 0, 0]
 
 
 def test_only_the_solver_module_imports_pulp() -> None:
