@@ -155,3 +155,20 @@ def test_real_clocks_measure_real_work() -> None:
     assert found.timings["sum"].median_us > 0
     assert found.clock in {"thread_cpu", "wall"}
     assert anchor_work() is anchor_work()
+
+
+def test_untimed_calls_come_before_each_sample_of_an_arm() -> None:
+    bench = Bench()
+    protocol = Protocol(
+        warmup_calls=1, warmup_us=0.0, sample_us=0.0, min_samples=5, max_samples=5, block_rounds=5, untimed_calls=2
+    )
+
+    def cold_then_warm(call: int) -> float:
+        return 10.0 if bench.calls[-2:] == ["a", "a"] else 99.0
+
+    anchor = bench.arm("anchor", lambda _: 5.0)
+    found = interleave(
+        {"a": bench.arm("a", cold_then_warm)}, threads=1, protocol=protocol, clock=bench.clock, anchor=anchor
+    )
+    assert bench.calls[-4:] == ["anchor", "a", "a", "a"]
+    assert found.timings["a"].p95_us == 10.0
