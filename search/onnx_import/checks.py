@@ -125,9 +125,7 @@ def _check_native_bounds(node: onnx.NodeProto) -> None:
         if attribute.name in _AXES and any(not -_MAX_RANK <= value <= _MAX_RANK for value in _ints(attribute)):
             raise rejected(f"node {node.name[:80]!r} ({node.op_type[:80]}) has {attribute.name} {_ints(attribute)[:8]}")
         if attribute.name == "num_outputs" and attribute.i != len(node.output):
-            raise rejected(
-                f"node {node.name[:80]!r} ({node.op_type[:80]}) has {len(node.output)} outputs, num_outputs {attribute.i}"
-            )
+            raise rejected(f"node {node.name[:80]!r} has {len(node.output)} outputs and num_outputs {attribute.i}")
 
 
 def _ints(attribute: AttributeProto) -> list[int]:

@@ -65,7 +65,10 @@ def load_graph(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Graph:
 
 
 def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits = DEFAULT_LIMITS) -> Graph:
-    """The graph of a ModelProto in memory (no external data); the same checks and errors as `load_graph`."""
+    """The graph of a ModelProto in memory (no external data); the same checks and errors as `load_graph`.
+
+    `sha256` is the file's hash; without a file the content hash stands in for it.
+    """
     check_structure(model, limits)
     check_sizes(model, limits)
     check_inference(model, limits)
@@ -84,10 +87,11 @@ def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits
     inputs = tuple(_tensor_info(info) for info in model.graph.input if info.name not in constants)
     fixed_batch = _fixed_batch(inputs)
     opset = default_opset(model)
+    content_hash = _content_hash(opset, nodes, constants, inputs, outputs, found.layers)
     return Graph(
         model=model,
-        sha256=sha256 or hashlib.sha256(repr(model.graph.name).encode()).hexdigest(),
-        content_hash=_content_hash(opset, nodes, constants, inputs, outputs, found.layers),
+        sha256=sha256 or content_hash,
+        content_hash=content_hash,
         opset=opset,
         inputs=inputs,
         outputs=outputs,
