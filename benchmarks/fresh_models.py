@@ -24,6 +24,8 @@ TOKENS = (CANVAS // PATCH) ** 2
 WIDTH, HEADS, DEPTH = 64, 4, 5
 STAGES = (12, 24, 48)
 BLOCKS_PER_STAGE = 3
+NOISE = 0.2
+"""Of a grey range of 1: enough that the models stay unsure of some samples, as real ones are."""
 
 
 class ResidualBlock(nn.Module):
@@ -109,13 +111,18 @@ class FreshModel:
 FRESH_MODELS = (FreshModel("cnn", SmallResNet, 14, 4e-3), FreshModel("transformer", SmallTransformer, 50, 2e-3))
 
 
-def views(originals: Originals, count: int, seed: int, strength: float = 0.75) -> tuple[Tensor, Tensor, Tensor]:
-    """`count` augmented views, every original as often as any other: images, labels and the originals' ids."""
+def views(originals: Originals, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` augmented, noisy views, every original as often as any other: images, labels and the originals' ids."""
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.cat([torch.randperm(len(originals), generator=generator) for _ in range(-(-count // len(originals)))])
-    rows = rows[:count]
-    images = F.avg_pool2d(augment(originals.images[rows], generator, strength), 2)
-    return images, originals.labels[rows], originals.ids[rows]
+    rounds = -(-count // len(originals))
+    rows = torch.cat([torch.randperm(len(originals), generator=generator) for _ in range(rounds)])[:count]
+    images = F.avg_pool2d(augment(originals.images[rows], generator), 2)
+    noisy = images + NOISE * torch.randn(images.shape, generator=generator)
+    return noisy, originals.labels[rows], originals.ids[rows]
+
+
+def part(originals: Originals, start: int, stop: int) -> Originals:
+    return Originals(originals.images[start:stop], originals.labels[start:stop], originals.ids[start:stop])
 
 
 def train(fresh: FreshModel, seed: int) -> nn.Module:
@@ -128,7 +135,7 @@ def train(fresh: FreshModel, seed: int) -> nn.Module:
     optimizer = torch.optim.AdamW(model.parameters(), lr=fresh.peak_rate, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, fresh.peak_rate, total_steps=steps)
     for epoch in range(fresh.epochs):
-        images, labels, _ = views(originals, len(originals), seed + epoch, 1.0)
+        images, labels, _ = views(originals, len(originals), seed + epoch)
         for start in range(0, len(images) - batch + 1, batch):
             loss = F.cross_entropy(model(images[start : start + batch]), labels[start : start + batch])
             optimizer.zero_grad()

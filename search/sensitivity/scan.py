@@ -21,9 +21,11 @@ from search.candidate_set import CandidateSet
 from search.errors import BadSubmission
 from search.groups import LayerGroup
 from search.model_loss import ModelLoss
+from search.sensitivity.downstream_refit import FEWEST_SAMPLES, can_refit, perturb_refitted
 from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.scan_rows import Array, Key, Row, RowFolder, ScanRows
 from search.simulator import Arrays, Simulator
+from search.torch_simulator import TorchSimulator
 
 Progress = Callable[[int, int], None]
 
@@ -31,6 +33,10 @@ _FULL_PRECISION = Assembly({}, {})
 # Each block runs full precision once for all its keys, and is what a stopped scan can lose.
 _BLOCK_KEYS = 32
 _ROW_VERSION = 1
+_NOT_REFITTED = (
+    f"Sensitivities were measured without refitting later layers: that needs dynamic-batch chunks of {FEWEST_SAMPLES} "
+    "samples and a graph whose ops all run in torch."
+)
 
 
 def scan(
@@ -42,9 +48,10 @@ def scan(
     progress: Progress | None = None,
     *,
     folder: Path | None = None,
+    refit: bool = True,
 ) -> dict[str, Sensitivity]:
     """`kl` and `gauss_newton` of every (group, precision) that all the group's layers have a candidate for."""
-    return scan_rows(simulator, groups, candidates, loss, chunks, progress, folder=folder).sensitivities()
+    return scan_rows(simulator, groups, candidates, loss, chunks, progress, folder=folder, refit=refit).sensitivities()
 
 
 def scan_rows(
@@ -57,8 +64,13 @@ def scan_rows(
     *,
     folder: Path | None = None,
     shard: tuple[int, int] = (0, 1),
+    refit: bool = True,
 ) -> ScanRows:
     """The rows of shard i of n: groups i, i+n, …; merge shards with `scan_rows.merge`.
+
+    With `refit`, losses are those left after the layers behind the group have been refitted, as they will be in any
+    allocation (see `search.sensitivity.downstream_refit`); where chunks are too small for that, or forwards run in
+    ONNX Runtime, they are measured without and a note says so.
 
     With a `folder`, finished rows are kept there and never computed twice for the same model, data, loss and
     candidate. `progress(done, total)` counts the shard's rows. Raises `BadSubmission` (`model_output_nonfinite`) when
@@ -72,7 +84,8 @@ def scan_rows(
         (name, precision): assemble(simulator.graph, dict.fromkeys(members[name], precision), candidates)
         for name, precision in positions
     }
-    common = _fingerprint_inputs(simulator, loss, chunks)
+    refitted = refit and can_refit(simulator, chunks)
+    common = _fingerprint_inputs(simulator, loss, chunks, refitted)
     prints = {key: _fingerprint(common, assembly) for key, assembly in built.items()}
     keys = list(positions)
     store = RowFolder(folder) if folder is not None else None
@@ -85,7 +98,7 @@ def scan_rows(
         progress(done, len(keys))
     for start in range(0, len(missing), _BLOCK_KEYS):
         block = missing[start : start + _BLOCK_KEYS]
-        measured = _measure(simulator, [built[key] for key in block], loss, chunks)
+        measured = _measure(simulator, [built[key] for key in block], loss, chunks, refitted)
         for key, (losses, factor) in zip(block, measured, strict=True):
             row = found[key] = Row(key, positions[key], losses, factor, prints[key])
             if store is not None:
@@ -93,7 +106,8 @@ def scan_rows(
         done += len(block)
         if progress is not None:
             progress(done, len(keys))
-    return ScanRows(tuple(found[key] for key in keys), loss.unit)
+    notes = (_NOT_REFITTED,) if refit and not refitted else ()
+    return ScanRows(tuple(found[key] for key in keys), loss.unit, notes)
 
 
 def scan_keys(groups: Sequence[LayerGroup], candidates: CandidateSet) -> list[Key]:
@@ -111,13 +125,19 @@ def _measure(
     assemblies: Sequence[Assembly],
     loss: ModelLoss,
     chunks: Sequence[Arrays],
+    refit: bool,
 ) -> Iterator[tuple[Array, Array]]:
     """Losses (n,) and factor (n, K) of each assembly over all chunks."""
     losses: list[list[Array]] = [[] for _ in assemblies]
     factors: list[list[Array]] = [[] for _ in assemblies]
     for number, chunk in enumerate(chunks):
         # Full precision as the first assembly comes from the forward that perturb shares, at no cost of its own.
-        results = iter(simulator.perturb(chunk, [_FULL_PRECISION, *assemblies]))
+        everything = [_FULL_PRECISION, *assemblies]
+        if refit:
+            assert isinstance(simulator, TorchSimulator)
+            results = perturb_refitted(simulator, chunk, everything)
+        else:
+            results = iter(simulator.perturb(chunk, everything))
         reference = next(results)
         _check_reference(reference, loss)
         for index, outputs in enumerate(results):
@@ -137,8 +157,10 @@ def _check_reference(reference: Arrays, loss: ModelLoss) -> None:
             )
 
 
-def _fingerprint_inputs(simulator: Simulator, loss: ModelLoss, chunks: Sequence[Arrays]) -> bytes:
-    digest = hashlib.sha256(f"{_ROW_VERSION}\0{simulator.graph.sha256}\0{type(simulator).__name__}\0".encode())
+def _fingerprint_inputs(simulator: Simulator, loss: ModelLoss, chunks: Sequence[Arrays], refit: bool) -> bytes:
+    kind = type(simulator).__name__
+    digest = hashlib.sha256(f"{_ROW_VERSION}\0{simulator.graph.sha256}\0{kind}\0{refit}\0".encode())
+    digest.update(f"{[len(next(iter(chunk.values()))) for chunk in chunks]}\0".encode())
     digest.update(json.dumps(loss.to_json(), sort_keys=True).encode())
     for chunk in chunks:
         for name in sorted(chunk):
