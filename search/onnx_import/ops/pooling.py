@@ -12,6 +12,7 @@ from search.onnx_import.ops.convolution import torch_pads, window_pads
 from search.onnx_import.ops.table import Call, op
 
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_AVERAGE_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 def _window(call: Call, x: Tensor) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
@@ -22,6 +23,11 @@ def _window(call: Call, x: Tensor) -> tuple[list[int], list[int], list[int], lis
     dilations = list(call.attribute("dilations", [1] * spatial))
     begins, ends = window_pads(call, x.shape[2:], kernel, strides, dilations)
     return kernel, strides, dilations, begins, ends
+
+
+def _is_torch_padding(begins: list[int], ends: list[int], kernel: list[int]) -> bool:
+    """Whether torch's own pools take the pads: equal on both sides and at most half the window."""
+    return begins == ends and all(0 <= 2 * pad <= k for pad, k in zip(begins, kernel, strict=True))
 
 
 def _ceil_extra(
@@ -57,7 +63,9 @@ def max_pool(call: Call) -> Tensor | tuple[Tensor | None, ...]:
         ]
     lowest = -torch.inf if x.is_floating_point() else torch.iinfo(x.dtype).min
     source = x if x.is_floating_point() else x.to(torch.float64)
-    padded = F.pad(source, torch_pads(begins, ends), value=float(lowest)) if any(begins) or any(ends) else source
+    if len(call.node.outputs) < 2 and _is_torch_padding(begins, ends, kernel):
+        return _MAX_POOL[spatial](source, kernel, strides, begins, dilations).to(x.dtype)
+    padded = F.pad(source, torch_pads(begins, ends), value=float(lowest))
     if len(call.node.outputs) < 2:
         return _MAX_POOL[spatial](padded, kernel, strides, 0, dilations).to(x.dtype)
     values, flat = _MAX_POOL[spatial](padded, kernel, strides, 0, dilations, return_indices=True)
@@ -98,6 +106,10 @@ def average_pool(call: Call) -> Tensor:
     x = call[0]
     kernel, strides, dilations, begins, ends = _window(call, x)
     extra = [0] * len(kernel)
+    whole = set(dilations) == {1} and not call.attribute("ceil_mode", 0)
+    if whole and len(kernel) in _AVERAGE_POOL and _is_torch_padding(begins, ends, kernel):
+        inclusive = bool(call.attribute("count_include_pad", 0))
+        return _AVERAGE_POOL[len(kernel)](x, kernel, strides, begins, False, inclusive)
     if call.attribute("ceil_mode", 0):
         extra = _ceil_extra(x.shape[2:], kernel, strides, dilations, begins, ends)
     counted = torch.ones(1, 1, *x.shape[2:], dtype=x.dtype, device=x.device)
