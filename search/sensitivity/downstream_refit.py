@@ -32,6 +32,15 @@ def can_refit(simulator: Simulator, chunks: Sequence[Arrays]) -> bool:
     return isinstance(simulator, TorchSimulator) and simulator.graph.fixed_batch is None and smallest >= FEWEST_SAMPLES
 
 
+def with_whole_tail(chunks: Sequence[Arrays]) -> list[Arrays]:
+    """The chunks with a last one that is too small to fit on joined to the one before it."""
+    chunks = list(chunks)
+    if len(chunks) > 1 and len(next(iter(chunks[-1].values()))) < FEWEST_SAMPLES:
+        before, tail = chunks[-2:]
+        chunks[-2:] = [{name: np.concatenate([array, tail[name]]) for name, array in before.items()}]
+    return chunks
+
+
 def perturb_refitted(
     simulator: TorchSimulator, inputs: Arrays, assemblies: Sequence[Assembly]
 ) -> Iterator[dict[str, np.ndarray[Any, Any]]]:

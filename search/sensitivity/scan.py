@@ -21,7 +21,7 @@ from search.candidate_set import CandidateSet
 from search.errors import BadSubmission
 from search.groups import LayerGroup
 from search.model_loss import ModelLoss
-from search.sensitivity.downstream_refit import FEWEST_SAMPLES, can_refit, perturb_refitted
+from search.sensitivity.downstream_refit import FEWEST_SAMPLES, can_refit, perturb_refitted, with_whole_tail
 from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.scan_rows import Array, Key, Row, RowFolder, ScanRows
 from search.simulator import Arrays, Simulator
@@ -84,7 +84,10 @@ def scan_rows(
         (name, precision): assemble(simulator.graph, dict.fromkeys(members[name], precision), candidates)
         for name, precision in positions
     }
-    refitted = refit and can_refit(simulator, chunks)
+    if refit and can_refit(simulator, with_whole_tail(chunks)):
+        chunks, refitted = with_whole_tail(chunks), True
+    else:
+        refitted = False
     common = _fingerprint_inputs(simulator, loss, chunks, refitted)
     prints = {key: _fingerprint(common, assembly) for key, assembly in built.items()}
     keys = list(positions)

@@ -14,7 +14,7 @@ from search.candidate_set import CandidateSet
 from search.groups import group_layers
 from search.losses import LossKind, ModelLoss, OutputLoss
 from search.refit import refit_sequentially
-from search.sensitivity.downstream_refit import can_refit, perturb_refitted, refitted_outputs, to_exact
+from search.sensitivity.downstream_refit import can_refit, perturb_refitted, refitted_outputs, to_exact, with_whole_tail
 from search.sensitivity.scan import scan
 from search.torch_simulator import TorchSimulator
 
@@ -99,3 +99,18 @@ def test_where_it_cannot_refit_the_scan_says_so(toy: Callable) -> None:
     assert not can_refit(model.simulator, model.chunks(50))
     notes = scan(model.simulator, model.groups, model.candidates, KL, model.chunks(50))["gauss_newton"].notes
     assert any("without refitting" in note for note in notes)
+
+
+def test_a_short_last_chunk_joins_the_one_before() -> None:
+    x = np.arange(150, dtype=np.float32)
+    chunks = with_whole_tail([{"x": x[:64]}, {"x": x[64:128]}, {"x": x[128:]}])
+    assert [len(chunk["x"]) for chunk in chunks] == [64, 86]
+    np.testing.assert_array_equal(np.concatenate([chunk["x"] for chunk in chunks]), x)
+    assert [len(chunk["x"]) for chunk in with_whole_tail([{"x": x[:64]}, {"x": x[64:128]}])] == [64, 64]
+    assert len(with_whole_tail([{"x": x[:5]}])) == 1
+    graph = convolutional()
+    images = np.concatenate([chunk["x"] for chunk in IMAGES])
+    short = [{"x": images[:100]}, {"x": images[100:]}]
+    found = scan(TorchSimulator(graph), group_layers(graph), candidates_of(graph, (4,)), KL, short)
+    assert found["kl"].notes == ()
+    assert {increase.samples for increase in found["kl"].increases.values()} == {128}
