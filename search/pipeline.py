@@ -56,6 +56,7 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     graph = folder.graph()
     data = _data(folder, graph, study)
     for target in study.targets:
+        load_profile(target.hardware)
         operating_shapes(graph, target.point)
     known = {layer.name for layer in graph.layers}
     if unknown := sorted(set(study.pins) - known):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def normalised_loss(
         return loss
     precisions = {name: _most_bits(candidates, name) for group in groups for name in group.layers}
     assembly = assemble(simulator.graph, precisions, candidates)
-    parts: list[Mapping[str, np.ndarray]] = [  # type: ignore[type-arg]
+    parts = [
         loss.per_output(simulator.run(chunk), simulator.run(chunk, assembly), chunk) for chunk in chunks
     ]
     return loss.normalised(

@@ -128,10 +128,14 @@ class Workbench:
         def arm(model: LoadedModel) -> Callable[[], None]:
             return lambda: void(model.run(inputs))
 
+        assert self.backend is not None
+        threads = self.target.point.threads
         return measure_interleaved(
             {name: arm(self.models[name]) for name in names},
-            threads=self.target.point.threads,
+            threads=threads,
             protocol=PROTOCOL,
+            clock=self.backend.clock(threads),
+            anchor=self.backend.anchor,
             progress=lambda done, total: progress(done, total, "time end to end"),
         )
 
@@ -263,8 +267,8 @@ def _solved_again(
     if not mixed or any(item.meets(limits) for item in mixed):
         return []
     known = {frozenset(item.plan.precisions.items()) for item in evaluated}
-    nearest = min(mixed, key=lambda item: item.latency_ms)
-    factor = MARGIN * min(1.0, nearest.plan.predicted["latency_ms"] / nearest.latency_ms)
+    nearest = min(mixed, key=lambda item: item.effort)
+    factor = MARGIN * min(1.0, nearest.plan.predicted["latency_ms"] / nearest.cost("latency_ms"))
     found = []
     for sensitivity in sensitivities.values():
         plan = tightened(bench.costs, sensitivity, study, limits, factor)

@@ -37,14 +37,19 @@ class Evaluated:
     discarded: str | None = None
 
     @property
-    def latency_ms(self) -> float:
-        """Measured where it was measured, predicted otherwise."""
-        return self.latency.median_us / 1000 if self.latency is not None else self.plan.predicted["latency_ms"]
+    def latency_ms(self) -> float | None:
+        """Measured where it was measured, predicted otherwise, None where nothing is known of the device."""
+        return self.latency.median_us / 1000 if self.latency is not None else self.plan.predicted.get("latency_ms")
+
+    @property
+    def effort(self) -> float:
+        """What "cheaper" means here: latency, or bytes where no latency is known."""
+        return float(self.size_bytes) if self.latency_ms is None else self.latency_ms
 
     def cost(self, resource: str) -> float:
         match resource:
-            case "latency_ms":
-                return self.latency_ms
+            case "latency_ms" if self.latency is not None:
+                return self.latency.median_us / 1000
             case "size_bytes":
                 return float(self.size_bytes)
             case _:
@@ -100,7 +105,7 @@ def decide_within(evaluated: Sequence[Evaluated], tolerance: Tolerance, unit: st
     reference = next(item for item in ran if item.plan.source is Source.FULL_PRECISION)
     lost = {item.plan.name: _lost(item, reference, tolerance) for item in ran}
     within = [item for item in ran if item is reference or lost[item.plan.name].ci_high <= tolerance.limit]
-    best = min(within, key=lambda item: (item.latency_ms, float(item.select.losses.mean())))
+    best = min(within, key=lambda item: (item.effort, float(item.select.losses.mean())))
     found = lost[best.plan.name]
     what = "of accuracy" if tolerance.kind == "accuracy_drop" else unit
     sentence = (
@@ -110,7 +115,7 @@ def decide_within(evaluated: Sequence[Evaluated], tolerance: Tolerance, unit: st
     unsure = [
         lost[item.plan.name]
         for item in ran
-        if item.latency_ms < best.latency_ms and lost[item.plan.name].value < tolerance.limit
+        if item.effort < best.effort and lost[item.plan.name].value < tolerance.limit
     ]
     if unsure:
         sentence += (
@@ -119,7 +124,7 @@ def decide_within(evaluated: Sequence[Evaluated], tolerance: Tolerance, unit: st
         )
     kind = VerdictKind.CHOSEN if best.plan.source in (Source.METRIC, Source.FRONT) else VerdictKind.NO_GAIN
     plain = [item for item in within if item.plan.source in (Source.UNIFORM, Source.FULL_PRECISION)]
-    runner_up = min(plain, key=lambda item: item.latency_ms)
+    runner_up = min(plain, key=lambda item: item.effort)
     return Verdict(kind, best.plan.name, runner_up.plan.name, sentence)
 
 
@@ -142,7 +147,7 @@ def _samples_needed(lost: Estimate, limit: float) -> int:
 
 
 def _rank(item: Evaluated) -> tuple[float, float]:
-    return float(item.select.losses.mean()), item.latency_ms
+    return float(item.select.losses.mean()), item.effort
 
 
 def _why_nothing_meets(evaluated: Sequence[Evaluated], limits: Mapping[str, float]) -> str:

@@ -30,7 +30,7 @@ def measure_runs(
     point: OperatingPoint,
     known: Sequence[EndToEndRun] = (),
     *,
-    protocol: Protocol = END_TO_END,
+    protocol: Protocol | None = None,
     progress: Progress | None = None,
 ) -> list[EndToEndRun]:
     """Build, load and time assemblies, all taking turns in one measurement; those in `known` are not timed again.
@@ -51,7 +51,9 @@ def measure_runs(
         timings = measure_interleaved(
             {name: _runner(model, inputs) for name, model in loaded.items()},
             threads=point.threads,
-            protocol=protocol,
+            protocol=protocol or backend.protocol or END_TO_END,
+            clock=backend.clock(point.threads),
+            anchor=backend.anchor,
             progress=progress,
             clock=backend.clock(point.threads),
             anchor=backend.anchor,

@@ -16,7 +16,7 @@ from kernels.precision import Precision
 Document = Mapping[str, Any]
 
 INK, FAINT, ACCENT, WARM, GREEN = "#1f2933", "#9aa5b1", "#2563eb", "#d97706", "#059669"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bitwright",  # equal reports give equal bytes
     "font.family": "sans-serif",
@@ -30,7 +30,9 @@ MARKERS = {"full_precision": ("s", INK), "uniform": ("^", WARM), "metric": ("o",
 
 
 def front_chart(target: Document, unit: str) -> str:
-    """Loss against latency: the predicted front as a line, every built assembly where it was measured, budgets."""
+    """Loss against latency (bytes where none is known): the predicted front, every built assembly, the budget."""
+    is_timed = target["front_resource"] == "latency_us"
+    budgeted = "latency_ms" if is_timed else "size_bytes"
 
     def draw(axes: Axes) -> None:
         front = target["front"]
@@ -55,7 +57,7 @@ def front_chart(target: Document, unit: str) -> str:
                 label = "over a budget"
             center = max(loss["value"], _floor(target))
             axes.errorbar(
-                [_latency_ms(assembly)],
+                [_latency_ms(assembly) if is_timed else assembly["size_bytes"]],
                 [center],
                 yerr=[[max(0.0, center - max(loss["ci_low"], _floor(target)))], [max(0.0, loss["ci_high"] - center)]],
                 fmt="*" if chosen else marker,
@@ -69,12 +71,12 @@ def front_chart(target: Document, unit: str) -> str:
             )
             labelled.add(label)
         for budget in target["budgets"]:
-            if budget["resource"] == "latency_ms":
-                axes.axvline(budget["limit"], color=WARM, linestyle="--", linewidth=1, label="latency budget")
+            if budget["resource"] == budgeted:
+                axes.axvline(budget["limit"], color=WARM, linestyle="--", linewidth=1, label="budget")
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("latency, ms (measured where marked)")
+        axes.set_xlabel("latency, ms (line predicted, marks measured)" if is_timed else "bytes on disk")
         axes.set_ylabel(f"loss, {unit}")
         axes.legend(frameon=False, fontsize=8)
 
