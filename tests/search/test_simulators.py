@@ -71,6 +71,28 @@ def test_both_hand_out_the_same_tensors(case: tuple[Graph, Assembly]) -> None:
         agree(torch[name], onnxruntime[name])
 
 
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_both_round_activations_of_few_bits_alike(bits: int) -> None:
+    graph = read(cnn())
+    assembly = assemble(graph, uniform(graph))
+    ratio = 255 / (2**bits - 1)
+    narrow = {
+        name: replace(
+            old,
+            scale=float(np.float32(old.scale * ratio)),
+            zero_point=round(old.zero_point / ratio),
+            numerics=replace(old.numerics, bits=bits),
+        )
+        for name, old in assembly.quantizers.items()
+    }
+    assembly = replace(assembly, quantizers=narrow)
+    tensor = graph.layer("block.conv2").quantized_tensor
+    inputs = sample_inputs(graph, seed=13)
+    kept = [made(graph).run(inputs, assembly, [tensor])[tensor] for made in SIMULATORS.values()]
+    assert len(np.unique(kept[0])) <= 2**bits
+    assert np.mean(np.abs(kept[0] - kept[1]) > 1e-4) < 0.01
+
+
 @pytest.mark.parametrize("simulator", SIMULATORS.values(), ids=SIMULATORS)
 class TestEverySimulator:
     def test_a_kept_output_quantized_tensor_lies_on_its_grid(self, simulator: type[Simulator]) -> None:
