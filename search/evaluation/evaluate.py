@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kernels.backends.base import Backend, LoadedModel
-from kernels.microbench import Protocol, measure_interleaved
+from kernels.microbench import measure_interleaved
 from kernels.registry import backend_for
 from kernels.stopwatch import Timing
 from search.artifact.audit import audit_model
@@ -23,7 +23,7 @@ from search.dataset import Dataset, Splits
 from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.quality import Quality, assess, run_in_chunks
 from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide, decide_within
-from search.latency.measure import random_inputs
+from search.latency.measure import END_TO_END, random_inputs
 from search.model_loss import LossKind, ModelLoss
 from search.plan import PlannedAssembly, Source
 from search.planning import TargetCosts
@@ -38,7 +38,6 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 ROUNDS = 3
 """How often allocations are solved again with a tighter latency limit when none meets it as measured."""
 MARGIN = 0.99
-PROTOCOL = Protocol(arm_seconds=0.6)
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ class Workbench:
         return measure_interleaved(
             {name: arm(self.models[name]) for name in names},
             threads=threads,
-            protocol=PROTOCOL,
+            protocol=self.backend.protocol or END_TO_END,
             clock=self.backend.clock(threads),
             anchor=self.backend.anchor,
             progress=lambda done, total: progress(done, total, "time end to end"),

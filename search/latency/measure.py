@@ -55,8 +55,6 @@ def measure_runs(
             clock=backend.clock(point.threads),
             anchor=backend.anchor,
             progress=progress,
-            clock=backend.clock(point.threads),
-            anchor=backend.anchor,
         )
     finally:
         for model in loaded.values():
