@@ -117,8 +117,8 @@ class TorchSimulator:
 
     def __init__(self, graph: Graph, device: torch.device | str = "cpu") -> None:
         self.graph = graph
-        self.program = Program(graph)
         self.device = torch.device(device)
+        self.program = Program(graph, device=self.device)
 
     def run(
         self, inputs: Arrays, assembly: Assembly | None = None, keep: Iterable[str] = ()

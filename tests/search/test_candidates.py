@@ -12,6 +12,7 @@ from small_models import Builder, images, recipes_for, rows_of_32, small_cnn, sm
 
 from kernels.recipe import Granularity, Numerics, Recipe
 from kernels.recipes import LINEAR_W4_GROUPS_FLOAT, conv_recipe, linear_recipe
+from search import candidates
 from search.assemble import assemble
 from search.calibration import calibrate
 from search.candidate_set import CandidateSet
@@ -181,6 +182,23 @@ def test_calibration_can_be_reused_and_progress_reaches_its_total(mlp):
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for key, candidate in again.candidates.items():
         assert (candidate.weight.scale == finished.candidates[key].weight.scale).all()
+
+
+def test_a_layer_stops_observing_once_it_has_seen_enough(mlp, monkeypatch):
+    _, simulator, chunks, finished = mlp
+    recipes = {("up", "w4a8"): linear_recipe(4)}
+    calibration = calibrate(simulator, chunks, recipes)
+
+    def scale(data):
+        made = finish_candidates(simulator, recipes, data, calibration=calibration)
+        return made.candidates["up", "w4a8"].weight.scale
+
+    everything, first_two = scale(chunks), scale(chunks[:2])
+    assert (everything == finished.candidates["up", "w4a8"].weight.scale).all()
+    monkeypatch.setattr(candidates, "ENOUGH_ROWS", 100)
+    monkeypatch.setattr(candidates, "ENOUGH_SAMPLES", 64)
+    assert (scale(chunks) == first_two).all()
+    assert (first_two != everything).any()
 
 
 def test_weights_that_are_not_finite_are_refused_by_layer():
