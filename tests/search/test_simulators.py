@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "artifact"))
-
 from quantized_models import assemble, cnn, mlp, read, sample_inputs, tied_cnn, transformer, uniform
 
 from search.assembly import Assembly
