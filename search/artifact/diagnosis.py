@@ -135,7 +135,9 @@ def _op(wiring: Wiring, tensor: str) -> str:
 
 def _constant(wiring: Wiring, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]] | None:
     tensor = wiring.initializers.get(name)
-    return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
+    if tensor is None or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    return np.asarray(numpy_helper.to_array(tensor))
 
 
 def _scale(wiring: Wiring, tensor: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:

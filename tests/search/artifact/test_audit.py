@@ -230,6 +230,13 @@ def test_any_file_can_be_audited(tmp_path: Path) -> None:
     assert all(layer.executed for layer in plain.layers)
 
 
+def test_a_file_with_external_data_is_audited_too(tmp_path: Path) -> None:
+    path = tmp_path / "external.onnx"
+    onnx.save(conv(bias="float"), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    audit = audit_file(path)
+    assert [finding.code for finding in audit.findings] == ["quantized_ran_float"]
+
+
 def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadSubmission) as caught:
         audit_file(tmp_path / "none.onnx")
