@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.errors import Problem
 
+STUDY_FILE_SUFFIXES = (".onnx", ".json", ".npz", ".html")
 EXPORT_HINT = "export it on your machine: torch.onnx.export(model, example, 'model.onnx'), or bitwright.convert(...)"
 
 
@@ -44,6 +45,18 @@ def dataset_format(head: bytes, size_bytes: int) -> str:
         "the file is neither .npz nor .safetensors",
         hint="numpy.savez('data.npz', input=array, labels=labels), arrays named after the model's inputs",
     )
+
+
+def check_external_data_names(names: list[str]) -> None:
+    """Raises `Problem` (`external_data_name`) for names given twice or taken by the files of a study."""
+    for name in names:
+        if names.count(name) > 1 or name.startswith("dataset.") or name.endswith(STUDY_FILE_SUFFIXES):
+            raise Problem(
+                422,
+                "external_data_name",
+                f"an external data file cannot be called {name!r}" + (" twice" if names.count(name) > 1 else ""),
+                hint="save the model with external data in one file such as model.onnx.data",
+            )
 
 
 def _not_empty(size_bytes: int) -> None:

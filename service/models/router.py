@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 
 from service.canonical import content_key
 from service.dependencies import Parts, ReadSession, TheParts
-from service.errors import Problem, not_found
-from service.formats import check_model_format
+from service.errors import not_found
+from service.formats import check_external_data_names, check_model_format
 from service.ids import new_id
 from service.models.schemas import ModelPage, ModelView, model_view
 from service.paging import DEFAULT_LIMIT, MAX_LIMIT, page_of, page_query
@@ -46,9 +46,7 @@ async def upload_model(request: Request, response: Response, parts: TheParts) ->
     async with received_files(request, parts.settings.upload_folder) as files:
         main, external = fields_of(files, one="file", many="external_data")
         check_model_format(main.head, main.size_bytes)
-        names = [upload.name for upload in external]
-        if len(set(names)) != len(names):
-            raise Problem(422, "invalid_request", "two external data files have one name", hint="send each file once")
+        check_external_data_names([upload.name for upload in external])
         view, created = await run_in_threadpool(_store, parts, main, external)
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/models/{view.id}"

@@ -104,6 +104,12 @@ def test_models_that_are_refused_by_their_first_bytes(
     assert list(settings.upload_folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("names", [["model.onnx"], ["dataset.npz"], ["graph.json"], ["w.data", "w.data"]])
+def test_external_data_cannot_take_the_name_of_another_file(http: httpx.Client, names: list[str]) -> None:
+    files = [("file", ("net.onnx", ONNX_BYTES)), *(("external_data", (name, b"weights")) for name in names)]
+    problem(http.post("/v1/models", files=files), 422, "external_data_name")
+
+
 def test_uploading_a_dataset(http: httpx.Client) -> None:
     header = b'{"x":{}}'
     tensors = len(header).to_bytes(8, "little") + header
