@@ -22,6 +22,10 @@ from search.errors import NotEnoughData
 from search.latency.terms import LatencyTerms
 
 SCHEMA_VERSION = 1
+PRIOR_WEIGHT = 0.02
+"""Pull of every scale towards the one scale of a straight line, as a share of one run's weight. Runs that mix many
+classes leave a direction undecided (all scales down, intercept up); unpulled, single scales fell to zero. On 36 runs
+of a ResNet-18 the largest held-out error of 12-run fits went from 4.2 % to 2.8 %, means stayed."""
 ELEMENTS_UNIT = 1e6
 """Elements are counted in millions inside the fit, which keeps its columns of one magnitude."""
 
@@ -182,16 +186,26 @@ def fit_latency(
     )
 
 
-def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, free_intercept: bool) -> Coefficients:
+def solve_coefficients(
+    terms: LatencyTerms, runs: Sequence[EndToEndRun], *, free_intercept: bool, prior_weight: float = PRIOR_WEIGHT
+) -> Coefficients:
     """Relative least squares with scales and boundary cost >= 0; the intercept's sign is free or not."""
     classes = sorted({name for run in runs for name in terms.class_sums_us(run.precisions)})
     design = np.stack([_features(terms, run.precisions, classes) for run in runs])
     measured = np.array([run.median_us for run in runs])
     lower = np.zeros(design.shape[1])
     lower[0] = -np.inf if free_intercept else 0.0
-    size = np.linalg.norm(design / measured[:, None], axis=0)
+    relative = design / measured[:, None]
+    prior = np.zeros((len(classes), design.shape[1]))
+    prior[:, 1:-1] = np.eye(len(classes)) * prior_weight / _common_scale(relative)
+    size = np.linalg.norm(relative, axis=0)
     size[size == 0] = 1.0
-    solved = lsq_linear(design / measured[:, None] / size, np.ones(len(runs)), bounds=(lower, np.inf), tol=1e-14)
+    solved = lsq_linear(
+        np.vstack([relative, prior]) / size,
+        np.concatenate([np.ones(len(runs)), np.full(len(classes), prior_weight)]),
+        bounds=(lower, np.inf),
+        tol=1e-14,
+    )
     found = solved.x / size
     return Coefficients(
         intercept_us=float(found[0]),
@@ -214,6 +228,13 @@ def leave_one_out_errors(terms: LatencyTerms, runs: Sequence[EndToEndRun]) -> Ve
         fitted = solve_coefficients(terms, others, free_intercept=True)
         errors.append(fitted.predict_us(terms, run.precisions) / run.median_us - 1)
     return np.array(errors)
+
+
+def _common_scale(relative: Vector) -> float:
+    """The scale all classes would share on a straight line through the runs; `relative` is the design over time."""
+    line = np.stack([relative[:, 0], relative[:, 1:-1].sum(axis=1)], axis=1)
+    slope = np.linalg.lstsq(line, np.ones(len(line)), rcond=None)[0][1]
+    return float(slope) if slope > 0 else 1.0
 
 
 def _features(terms: LatencyTerms, precisions: Mapping[str, str], classes: Sequence[str]) -> Vector:

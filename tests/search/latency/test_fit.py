@@ -71,10 +71,17 @@ def fitted(terms: LatencyTerms, runs: list[EndToEndRun]) -> LatencyFit:
 
 def test_known_coefficients_come_back() -> None:
     terms = made_up_terms()
-    found = solve_coefficients(terms, made_up_runs(terms, 16), free_intercept=True)
+    found = solve_coefficients(terms, made_up_runs(terms, 16), free_intercept=True, prior_weight=0.0)
     assert found.intercept_us == pytest.approx(TRUE.intercept_us, rel=1e-6)
     assert found.us_per_element == pytest.approx(TRUE.us_per_element, rel=1e-6)
     assert dict(found.scales) == pytest.approx(dict(TRUE.scales), rel=1e-5)
+
+
+def test_the_pull_on_the_scales_costs_no_accuracy_to_speak_of() -> None:
+    terms = made_up_terms()
+    pulled = solve_coefficients(terms, made_up_runs(terms, 16), free_intercept=True)
+    for run in made_up_runs(terms, 24):
+        assert pulled.predict_us(terms, run.precisions) == pytest.approx(run.median_us, rel=0.005)
 
 
 def test_noise_stays_noise() -> None:
