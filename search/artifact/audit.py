@@ -7,19 +7,19 @@ pattern is off, and a float layer between quantizers is made integer by an optim
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from kernels.backends.base import LoadedModel
-from kernels.backends.onnxruntime_cpu import OnnxRuntimeModel
+from kernels.backends.base import ExecutedOp
+from kernels.backends.onnxruntime_cpu import SESSION_OPTIONS
 from search.artifact.executed import WeightedOp, match_ops, weighted_ops
 from search.artifact.findings import Finding, decision_findings, graph_findings, layer_findings
 from search.artifact.intent import Compute, IntendedLayer, Wiring, intended_layers, wire
-from search.artifact.session import open_model
+from search.artifact.session import open_model, optimized_graph
 from search.errors import AuditFailed, BadSubmission
 from search.graph import Graph
 
@@ -91,12 +91,19 @@ def audit_model(
     """
     runtime = _ALIASES.get(runtime, runtime)
     wiring = wire(_structure(model))
-    loaded = open_model(model, runtime, threads, session_options)
-    try:
-        optimized = loaded.optimized_model if isinstance(loaded, OnnxRuntimeModel) else None
-        return _compare(wiring, loaded, optimized, runtime, session_options, expected, graph)
-    finally:
-        loaded.close()
+    if runtime == "openvino":
+        loaded = open_model(model, runtime, threads, session_options)
+        try:
+            return _compare(wiring, loaded.executed_ops(), None, runtime, {}, expected, graph)
+        finally:
+            loaded.close()
+    if runtime not in ("onnxruntime_cpu", "fake"):
+        raise BadSubmission(
+            f"no runtime {runtime!r} to audit", hint="runtimes are onnxruntime and openvino", code="runtime_unknown"
+        )
+    options = SESSION_OPTIONS if session_options is None else session_options
+    optimized = optimized_graph(model, threads, options)
+    return _compare(wiring, [], optimized, runtime, options, expected, graph)
 
 
 def audit_file(
@@ -121,16 +128,15 @@ def _structure(model: bytes | Path) -> onnx.ModelProto:
 
 def _compare(
     wiring: Wiring,
-    loaded: LoadedModel,
+    executed: Sequence[ExecutedOp],
     optimized: onnx.ModelProto | None,
     runtime: str,
-    session_options: Mapping[str, str] | None,
+    options: Mapping[str, str],
     expected: Mapping[str, str] | None,
     graph: Graph | None,
 ) -> Audit:
-    options = _options(runtime) if session_options is None else session_options
     intended = intended_layers(wiring)
-    matched = match_ops(wiring, intended, weighted_ops(loaded, optimized))
+    matched = match_ops(wiring, intended, weighted_ops(executed, optimized))
     names = _graph_names(graph, intended)
     findings: list[Finding] = []
     rows = []
@@ -146,16 +152,8 @@ def _compare(
         findings += graph_findings(wiring, optimized, intended, names, explained)
         ops = Counter(node.op_type for node in optimized.graph.node)
     else:
-        ops = Counter(op.op_type for op in loaded.executed_ops())
+        ops = Counter(op.op_type for op in executed)
     return Audit(runtime, tuple(rows), tuple(findings), dict(ops))
-
-
-def _options(runtime: str) -> Mapping[str, str]:
-    if runtime == "openvino":
-        return {}
-    from kernels.backends.onnxruntime_cpu import SESSION_OPTIONS
-
-    return SESSION_OPTIONS
 
 
 def _row(name: str, layer: IntendedLayer, ran: list[WeightedOp]) -> LayerAudit:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from kernels.backends.base import LoadedModel
+from kernels.backends.base import ExecutedOp
 from search.artifact.intent import INT8_TYPES, Compute, IntendedLayer, Wiring
 
 _INTEGER = frozenset(
@@ -42,9 +42,9 @@ class WeightedOp:
     node_names: frozenset[str]
 
 
-def weighted_ops(loaded: LoadedModel, optimized: onnx.ModelProto | None) -> list[WeightedOp]:
-    """The weighted ops a loaded model executes; `optimized` is ONNX Runtime's own graph of it, None for OpenVINO."""
-    return _openvino_ops(loaded) if optimized is None else _onnxruntime_ops(optimized)
+def weighted_ops(executed: Iterable[ExecutedOp], optimized: onnx.ModelProto | None) -> list[WeightedOp]:
+    """The weighted ops among those executed: of ONNX Runtime's `optimized` graph, or as OpenVINO reports them."""
+    return _openvino_ops(executed) if optimized is None else _onnxruntime_ops(optimized)
 
 
 def _onnxruntime_ops(optimized: onnx.ModelProto) -> list[WeightedOp]:
@@ -73,9 +73,9 @@ def _onnxruntime_ops(optimized: onnx.ModelProto) -> list[WeightedOp]:
     return found
 
 
-def _openvino_ops(loaded: LoadedModel) -> list[WeightedOp]:
+def _openvino_ops(executed: Iterable[ExecutedOp]) -> list[WeightedOp]:
     found = []
-    for op in loaded.executed_ops():
+    for op in executed:
         if op.op_type not in _OPENVINO_WEIGHTED:
             continue
         if op.compute.endswith("-weights"):

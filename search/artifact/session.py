@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from kernels.backends.base import LoadedModel
+import onnx
+import onnxruntime
+
+from kernels.backends.base import BadModel, LoadedModel
 from search.errors import BadSubmission
 
 MODEL_FILE = "model.onnx"
 SESSION_OPTIONS_FILE = "session_options.json"
 BIT_PLAN_FILE = "bit_plan.json"
 SESSION_OPTIONS_SCHEMA = 1
+_ERROR_LEVEL = 3
 
 
 def open_model(
@@ -39,6 +44,30 @@ def open_model(
         hint="runtimes are onnxruntime_cpu and openvino",
         code="runtime_unknown",
     )
+
+
+def optimized_graph(model: bytes | Path, threads: int, session_options: Mapping[str, str]) -> onnx.ModelProto:
+    """The graph that ONNX Runtime executes after its optimizations; large weights stay outside.
+
+    Raises the backend's `BadModel` when the model does not load.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _ERROR_LEVEL
+    for key, value in session_options.items():
+        options.add_session_config_entry(key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        source = str(model) if isinstance(model, Path) else model
+        try:
+            onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's exception classes are private and differ between releases
+            raise BadModel(
+                f"ONNX Runtime {onnxruntime.__version__} does not load the model: {error}",
+                hint="check it with onnx.checker, and that its opset is one this runtime knows",
+            ) from error
+        return onnx.load(path, load_external_data=False)
 
 
 def open_bundle(folder: Path, threads: int | None = None) -> LoadedModel:
