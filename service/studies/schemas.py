@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, PlainValidator, model_validator
 
 _TIMES = re.compile(r"\d+(\.\d+)?x?")
 MAX_TARGETS = 16
+MAX_BUDGET_TEXT = 32
 MAX_OPTIONS = 64
 Resource = Literal["latency_ms", "size_bytes", "bops", "peak_memory_bytes"]
 
@@ -25,13 +27,22 @@ class RelativeBudget(Strict):
     relative: Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
-def _budget_text(text: str) -> str:
-    if not _TIMES.fullmatch(text.strip()) or float(text.strip().rstrip("x")) <= 0:
-        raise ValueError('write a positive number or "0.6x" of full precision')
-    return text.strip()
+def _budget(value: Any) -> float | str | dict[str, float]:
+    match value:
+        case bool():
+            pass
+        case int() | float() if math.isfinite(value) and value > 0:
+            return value
+        case str() if len(value) <= MAX_BUDGET_TEXT and _TIMES.fullmatch(text := value.strip()):
+            if float(text.rstrip("x")) > 0:
+                return text
+        case {"relative": int() | float() as fraction, **rest} if not rest and 0 <= fraction <= 1:
+            return {"relative": float(fraction)}
+    raise ValueError('write a positive number, "0.6x" of full precision, or {"relative": 0.5}')
 
 
-BudgetText = Annotated[StrictStr, Field(max_length=32), AfterValidator(_budget_text)]
+# One validator instead of a union, so that a wrong budget gets one sentence and not one for every way to write it.
+BudgetValue = Annotated[Any, PlainValidator(_budget, json_schema_input_type=float | str | RelativeBudget)]
 BudgetNumber = Annotated[FiniteFloat, Field(gt=0, strict=True)]
 
 
@@ -62,7 +73,7 @@ class TargetRequest(Strict):
 
     hardware: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     operating_point: OperatingPointRequest = Field(default_factory=OperatingPointRequest)
-    budgets: dict[Resource, BudgetNumber | BudgetText | RelativeBudget] = Field(default_factory=dict)
+    budgets: dict[Resource, BudgetValue] = Field(default_factory=dict)
     tolerance: AccuracyDrop | LossTolerance | None = None
 
     @model_validator(mode="after")

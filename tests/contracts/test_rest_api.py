@@ -174,6 +174,8 @@ def test_a_dead_broker_does_not_refuse_a_study(http: httpx.Client, messages: Sen
         ({"targets": [{"hardware": "tiny-cpu", "budgets": {"bops": -1}}]}, "/targets/0/budgets/bops"),
         ({"targets": [{"hardware": "tiny-cpu", "budgets": {"bops": "fast"}}]}, "/targets/0/budgets/bops"),
         ({"targets": [{"hardware": "tiny-cpu", "budgets": {"bops": 1.0}, "tolerance": {"loss": 1.0}}]}, "/targets/0"),
+        ({"targets": [{"hardware": "tiny-cpu", "budgets": {"bops": {"relative": 2}}}]}, "/targets/0/budgets/bops"),
+        ({"targets": [{"hardware": "tiny-cpu", "budgets": {"bops": True}}]}, "/targets/0/budgets/bops"),
         ({"seed": "many"}, "/seed"),
         ({"surprise": 1}, "/surprise"),
     ],
@@ -181,6 +183,12 @@ def test_a_dead_broker_does_not_refuse_a_study(http: httpx.Client, messages: Sen
 def test_malformed_studies(http: httpx.Client, change: dict[str, Any], pointer: str) -> None:
     found = problem(http.post("/v1/studies", json={**study_body("model_x"), **change}), 422, "invalid_request")
     assert any(error["pointer"].startswith(pointer) for error in found["errors"]), found["errors"]
+
+
+@pytest.mark.parametrize("budget", [0.5, 1000, "0.6x", "12.5", {"relative": 0.5}])
+def test_every_way_to_write_a_budget(http: httpx.Client, budget: Any) -> None:
+    study = post_study(http, targets=[{"hardware": "tiny-cpu", "budgets": {"size_bytes": budget}}])
+    assert study["spec"]["targets"][0]["budgets"] == {"size_bytes": budget}
 
 
 def test_studies_of_unknown_things(http: httpx.Client) -> None:
