@@ -17,6 +17,7 @@ from kernels.stopwatch import Timing
 from search.artifact.audit import audit_model
 from search.artifact.bundle import Bundle, write_bundle
 from search.assemble import assemble
+from search.assembly import Assembly
 from search.candidate_set import CandidateSet
 from search.chunking import chunk_size
 from search.dataset import Dataset, Splits
@@ -91,20 +92,37 @@ class Workbench:
             None,
         )
         self._reference: dict[int, Arrays] = {}
+        self._simulated: dict[int, Arrays] = {}
+
+    def assembly(self, plan: PlannedAssembly) -> Assembly:
+        """The plan's assembly, refitted unless the refit loses more on the samples it was made from.
+
+        At 8 bits what is left to correct can be smaller than the error of the correction.
+        """
+        finished = assemble(self.costs.graph, plan.precisions, self.candidates)
+        if not finished.candidates:
+            return finished
+        refitted = refit_sequentially(self.simulator, finished, self.splits.calibrate.chunks(self.chunk))
+        return min(refitted, finished, key=self._calibration_loss)
+
+    def _calibration_loss(self, assembly: Assembly) -> float:
+        data = self.splits.calibrate
+        outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self.chunk)
+        if id(data) not in self._simulated:
+            self._simulated[id(data)] = run_in_chunks(self.simulator.run, data, self.chunk)
+        return float(self.loss.per_sample(self._simulated[id(data)], outputs, data.inputs).mean())
 
     def build(self, plan: PlannedAssembly) -> Evaluated:
         """The plan assembled, refitted on its own quantized upstream, written, audited and run on *select*."""
         graph, profile, point = self.costs.graph, self.costs.profile, self.target.point
-        assembly = assemble(graph, plan.precisions, self.candidates)
-        if assembly.candidates:
-            assembly = refit_sequentially(self.simulator, assembly, self.splits.calibrate.chunks(self.chunk))
+        assembly = self.assembly(plan)
         folder = self.folder / f"build_{self.index}_{len(self.bundles)}"
         bundle = write_bundle(folder, graph, assembly, profile, point)
         self.bundles[plan.name] = bundle
         discarded = None
         if self.backend is not None:
             audit = audit_model(
-                bundle.model.read_bytes(),
+                bundle.model,
                 point.threads,
                 profile.session_options,
                 expected={name: assembly.precision_of(name) for name in self._layers()},
@@ -143,11 +161,7 @@ class Workbench:
         if self.backend is not None:
             outputs = run_in_chunks(self.models[plan.name].run, data, self._run_chunk(plan))
         else:
-            assembly = refit_sequentially(
-                self.simulator,
-                assemble(self.costs.graph, plan.precisions, self.candidates),
-                self.splits.calibrate.chunks(self.chunk),
-            )
+            assembly = self.assembly(plan)
             outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self._run_chunk(plan))
         return self._assess(outputs, data)
 

@@ -57,4 +57,4 @@ def assess(
         answers = outputs[name].argmax(axis=axis)
         if answers.shape == data.labels.shape:
             correct = (answers == data.labels).reshape(len(answers), -1).mean(axis=1, dtype=np.float64)
-    return Quality(loss.per_sample(reference, outputs), correct, data.groups)
+    return Quality(loss.per_sample(reference, outputs, data.inputs), correct, data.groups)
