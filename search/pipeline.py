@@ -242,7 +242,9 @@ def _simulator(graph: Graph) -> Simulator:
 
 def _data(folder: StudyFolder, graph: Graph, study: Study) -> Dataset:
     path = folder.dataset_path()
-    return load_dataset(path, graph) if path else synthesize(graph, SYNTHETIC_SAMPLES, study.seed)
+    if path is not None:
+        return load_dataset(path, graph)
+    return synthesize(graph, SYNTHETIC_SAMPLES, study.seed, dims=dict(study.targets[0].point.dims))
 
 
 def _splits(folder: StudyFolder, graph: Graph, study: Study) -> tuple[Dataset, Splits]:
