@@ -24,17 +24,17 @@ from kernels.microbench import measure_interleaved
 from kernels.operating_point import OperatingPoint
 from search.artifact.qdq import export_assembly
 from search.artifact.session import open_model
-from search.assemble import assemble
-from search.chunking import chunk_size
-from search.dataset import load_dataset, split_dataset
+from search.candidates.assemble import assemble
+from search.candidates.refit import refit_sequentially
+from search.data.chunking import chunk_size
+from search.data.dataset import load_dataset, split_dataset
 from search.evaluation.quality import run_in_chunks
 from search.graph import Graph
 from search.latency.measure import random_inputs
 from search.onnx_import import operating_shapes
 from search.pipeline import STAGES
-from search.refit import refit_sequentially
+from search.simulation.torch_simulator import TorchSimulator
 from search.study_folder import StudyFolder
-from search.torch_simulator import TorchSimulator
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PROFILES = {"cpu-local": "onnxruntime_cpu", "cpu-local-openvino": "openvino"}

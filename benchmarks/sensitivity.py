@@ -25,22 +25,22 @@ from benchmarks.bars import Bar, at_least, at_most, finish, print_table
 from benchmarks.fresh_models import FRESH_MODELS, FreshModel, accuracy, export, part, train, views
 from examples.digits import split_originals
 from kernels.recipe import Granularity, Numerics, Recipe
-from search.assemble import assemble
-from search.candidate_set import CandidateSet
-from search.candidates import finish_candidates
+from search.candidates.assemble import assemble
+from search.candidates.candidate_set import CandidateSet
+from search.candidates.finish import finish_candidates
+from search.candidates.refit import refit_sequentially
 from search.graph import Graph, LayerKind
 from search.groups import LayerGroup, group_layers
-from search.losses import ModelLoss, infer_losses
+from search.loss.inference import ModelLoss, infer_losses
 from search.onnx_import import load_graph
-from search.refit import refit_sequentially
 from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.gauss_newton_trace import gauss_newton_traces
 from search.sensitivity.hessian_trace import from_traces
 from search.sensitivity.hutchinson import hutchinson_traces
 from search.sensitivity.metrics import Subject, measure
 from search.sensitivity.scan import scan
-from search.simulator import Arrays
-from search.torch_simulator import TorchSimulator
+from search.simulation.simulator import Arrays
+from search.simulation.torch_simulator import TorchSimulator
 
 WEIGHT_BITS = (8, 4, 3, 2)
 SCAN_SAMPLES, CHUNK = 256, 128

@@ -12,36 +12,31 @@ from typing import Any
 
 import numpy as np
 
-from kernels.hardware_profile import HardwareProfile
-from kernels.precision import FP32
 from kernels.registry import backend_for, load_profile
-from search.artifact.byte_count import ByteCounter
-from search.candidate_set import CandidateSet
-from search.candidates import finish_candidates
-from search.chunking import chunk_size
-from search.dataset import Dataset, Splits, load_dataset, split_dataset
+from search.candidates.candidate_set import CandidateSet
+from search.candidates.finish import finish_candidates
+from search.candidates.recipes import recipes_for
+from search.data.chunking import chunk_size
+from search.data.dataset import Dataset, Splits, load_dataset, split_dataset
+from search.data.synthetic_data import synthesize
 from search.errors import BadSubmission, UnsupportedOp
 from search.evaluation.evaluate import evaluate_target
 from search.graph import Graph
 from search.groups import LayerGroup, group_layers
-from search.latency.costs import latency_costs
 from search.latency.model import measure_model
-from search.losses import infer_losses
-from search.memory import memory_steps
+from search.loss.inference import infer_losses
 from search.onnx_import import operating_shapes
-from search.onnxruntime_simulator import OnnxRuntimeSimulator
-from search.plan import without_repeats
-from search.planning import TargetCosts
-from search.recipes import recipes_for
+from search.planning.costs import TargetCosts, target_costs
+from search.planning.plan import without_repeats
+from search.planning.target import plan_target
 from search.report.document import report_document, target_document
 from search.report.html import render_html
-from search.scanning import normalised_loss, scan_metrics
-from search.simulator import Simulator
-from search.solving import plan_target
+from search.sensitivity.requested import normalised_loss, scan_metrics
+from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.simulation.simulator import Simulator
+from search.simulation.torch_simulator import TorchSimulator
 from search.study import Study, Target, parse_study, require_goals
 from search.study_folder import StudyFolder
-from search.synthetic_data import synthesize
-from search.torch_simulator import TorchSimulator
 
 Spec = Mapping[str, Any]
 Progress = Callable[[int, int, str, str], None]
@@ -262,29 +257,9 @@ def _groups(graph: Graph, candidates: CandidateSet) -> tuple[LayerGroup, ...]:
 
 
 def _costs(folder: StudyFolder, graph: Graph, index: int, target: Target) -> TargetCosts:
-    profile: HardwareProfile = load_profile(target.hardware)
-    shapes = operating_shapes(graph, target.point)
     candidates = folder.candidates()
-    groups = _groups(graph, candidates)
-    fit = folder.latency_fit(index)
-    wants_memory = any(budget.resource == "peak_memory_bytes" for budget in target.budgets)
-    counter = ByteCounter(graph)
-    decided = [graph.layer(name) for group in groups for name in group.layers]
-    sizes = {(layer.name, FP32.name): counter.layer(layer, None) for layer in decided}
-    for (name, precision), candidate in candidates.candidates.items():
-        if (name, FP32.name) in sizes:
-            sizes[name, precision] = counter.layer(graph.layer(name), candidate.recipe, bias=candidate.bias is not None)
-    undecided = [layer for layer in graph.layers if (layer.name, FP32.name) not in sizes]
-    floats = sum(counter.layer(layer, None) for layer in undecided if layer.unquantized_reason is None)
-    return TargetCosts(
-        graph=graph,
-        shapes=shapes,
-        profile=profile,
-        groups=groups,
-        sizes=sizes,
-        fixed_size_bytes=counter.fixed + floats,
-        latency=None if fit is None else latency_costs(fit, groups),
-        memory=memory_steps(graph, shapes) if wants_memory else (),
+    return target_costs(
+        graph, candidates, _groups(graph, candidates), load_profile(target.hardware), target, folder.latency_fit(index)
     )
 
 

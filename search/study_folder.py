@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kernels.latency_table import LatencyTable
-from search.candidate_set import CandidateSet
+from search.candidates.candidate_set import CandidateSet
 from search.errors import BadSubmission
 from search.graph import Graph
 from search.latency.fit import LatencyFit
-from search.model_loss import ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.onnx_import import load_graph
-from search.plan import PlannedAssembly
+from search.planning.plan import PlannedAssembly
 from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.storage import load_sensitivities, save_sensitivities
 

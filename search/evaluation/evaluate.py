@@ -16,22 +16,22 @@ from kernels.registry import backend_for
 from kernels.stopwatch import Timing
 from search.artifact.audit import audit_model
 from search.artifact.bundle import Bundle, write_bundle
-from search.assemble import assemble
 from search.assembly import Assembly
-from search.candidate_set import CandidateSet
-from search.chunking import chunk_size
-from search.dataset import Dataset, Splits
+from search.candidates.assemble import assemble
+from search.candidates.candidate_set import CandidateSet
+from search.candidates.refit import refit_sequentially
+from search.data.chunking import chunk_size
+from search.data.dataset import Dataset, Splits
 from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.quality import Quality, assess, run_in_chunks
 from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide, decide_within
 from search.latency.measure import END_TO_END, random_inputs
-from search.model_loss import LossKind, ModelLoss
-from search.plan import PlannedAssembly, Source
-from search.planning import TargetCosts
-from search.refit import refit_sequentially
+from search.loss.model_loss import LossKind, ModelLoss
+from search.planning.costs import TargetCosts
+from search.planning.plan import PlannedAssembly, Source
+from search.planning.target import tightened
 from search.sensitivity.estimate import Sensitivity
-from search.simulator import Simulator
-from search.solving import tightened
+from search.simulation.simulator import Simulator
 from search.study import Study, Target
 
 Progress = Callable[[int, int, str], None]

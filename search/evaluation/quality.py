@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from search.dataset import Dataset
+from search.data.dataset import Dataset
 from search.evaluation.estimate import Estimate, estimate_mean
-from search.losses import ModelLoss
+from search.loss.inference import ModelLoss
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

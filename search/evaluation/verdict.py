@@ -11,7 +11,7 @@ from kernels.stopwatch import Timing
 from search.errors import BadSubmission
 from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.quality import Quality
-from search.plan import PlannedAssembly, Source
+from search.planning.plan import PlannedAssembly, Source
 from search.study import Tolerance
 
 

@@ -13,9 +13,9 @@ from kernels.operating_point import OperatingPoint
 from kernels.precision import FP32
 from kernels.recipe import Recipe
 from search.artifact.qdq import export_assembly
-from search.assemble import assemble
-from search.candidate_set import CandidateSet
-from search.candidates import finish_candidates
+from search.candidates.assemble import assemble
+from search.candidates.candidate_set import CandidateSet
+from search.candidates.finish import finish_candidates
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
 from search.groups import group_layers
@@ -25,9 +25,9 @@ from search.latency.measure import Build, measure_runs, random_inputs
 from search.latency.rows import LayerRow, distinct_pairs, required_rows
 from search.latency.terms import latency_terms
 from search.onnx_import import operating_shapes
-from search.onnxruntime_simulator import OnnxRuntimeSimulator
-from search.simulator import Arrays
-from search.torch_simulator import TorchSimulator
+from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.simulation.simulator import Arrays
+from search.simulation.torch_simulator import TorchSimulator
 
 Progress = Callable[[int, int, str], None]
 NOISE_RULES = ("min-max",)

@@ -11,15 +11,16 @@ from kernels.hardware_profile import HardwareProfile
 from kernels.stopwatch import Timing
 from search.allocation.arrays import all_costs
 from search.allocation.problem import AllocationProblem
-from search.candidate_set import CandidateSet
-from search.dataset import Dataset, Splits
+from search.candidates.candidate_set import CandidateSet
+from search.data.dataset import Dataset, Splits
 from search.evaluation.evaluate import TargetEvaluation
 from search.evaluation.quality import Quality
 from search.evaluation.verdict import Evaluated
 from search.graph import Graph
 from search.latency.fit import LatencyFit
-from search.model_loss import ModelLoss
-from search.planning import LATENCY, US_PER_MS, TargetCosts, build_problem
+from search.loss.model_loss import ModelLoss
+from search.planning.costs import TargetCosts
+from search.planning.problem import LATENCY, US_PER_MS, build_problem
 from search.report.reasons import explain
 from search.sensitivity.estimate import Sensitivity
 from search.study import Study

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from search.assembly import Assembly
 from search.graph import Graph, LayerKind
-from search.layer_output import output_channel_axis
-from search.simulator import Arrays, Simulator
-from search.torch_simulator import TorchSimulator, compile_hooks
+from search.simulation.layer_output import output_channel_axis
+from search.simulation.simulator import Arrays, Simulator
+from search.simulation.torch_simulator import TorchSimulator, compile_hooks
 
 # Two numbers per channel are fitted on the chunk itself; on fewer samples the fit would take out true error too.
 FEWEST_SAMPLES = 32

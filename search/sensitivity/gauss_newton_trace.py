@@ -1,9 +1,9 @@
 """Gauss–Newton traces from per-sample gradients: exact for narrow outputs, by Monte-Carlo Fisher for wide ones.
 
-For the factor a of `search.model_loss`, the Gauss–Newton matrix of sample i is Σ_k g_ik g_ikᵀ with g_ik = ∂a_ik/∂w, so
-Tr = mean_i Σ_k ‖g_ik‖². Gradients must be taken sample by sample: the squared gradient of a batch mean is not
-the mean of squared gradients. At the full-precision model the loss has no other second-order term, so this is its
-Hessian trace too, and it is never negative.
+For the factor a of `search.loss.model_loss`, the Gauss–Newton matrix of sample i is Σ_k g_ik g_ikᵀ with
+g_ik = ∂a_ik/∂w, so Tr = mean_i Σ_k ‖g_ik‖². Gradients must be taken sample by sample: the squared gradient of a
+batch mean is not the mean of squared gradients. At the full-precision model the loss has no other
+second-order term, so this is its Hessian trace too, and it is never negative.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from search.model_loss import ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.probed_run import ProbedProgram, gradients, pieces
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
-from search.simulator import Arrays
+from search.simulation.simulator import Arrays
 
 EXACT_OUTPUTS = 32
 _BATCHED_ELEMENTS = 1 << 26

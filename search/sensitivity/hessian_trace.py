@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from search.candidate_set import CandidateSet
+from search.candidates.candidate_set import CandidateSet
 from search.groups import LayerGroup
-from search.model_loss import ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.estimate import LossIncrease, Sensitivity
 from search.sensitivity.gauss_newton_trace import gauss_newton_traces
@@ -19,7 +19,7 @@ from search.sensitivity.hutchinson import hutchinson_traces
 from search.sensitivity.quantization_noise import activation_changes, weight_changes
 from search.sensitivity.scan import scan_keys
 from search.sensitivity.traces import Traces
-from search.simulator import Arrays
+from search.simulation.simulator import Arrays
 
 TRACE_METHODS = ("auto", "exact", "monte_carlo", "hutchinson")
 Progress = Callable[[int, int], None]

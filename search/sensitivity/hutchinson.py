@@ -16,11 +16,11 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from search.model_loss import ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.probed_run import ProbedProgram, ProbedRun, gradients, pieces
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
-from search.simulator import Arrays
+from search.simulation.simulator import Arrays
 
 FIRST_LOOK = 8
 CAP = 256

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from search.candidate_set import CandidateSet
+from search.candidates.candidate_set import CandidateSet
 from search.errors import BadSubmission, UnsupportedOp
 from search.groups import LayerGroup
-from search.model_loss import ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.estimate import LossIncrease, Sensitivity
 from search.sensitivity.gauss_newton_trace import gauss_newton_traces
@@ -17,7 +17,7 @@ from search.sensitivity.hessian_trace import from_traces, hessian_trace, mean_tr
 from search.sensitivity.hutchinson import top_eigenvalues
 from search.sensitivity.quantization_noise import weight_changes, weight_energies
 from search.sensitivity.scan import scan, scan_keys
-from search.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator
 
 Progress = Callable[[int, int], None]
 

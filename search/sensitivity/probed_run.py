@@ -12,7 +12,7 @@ from torch import Tensor
 
 from search.graph import Layer
 from search.onnx_import import Program, layer_weight
-from search.simulator import Arrays
+from search.simulation.simulator import Arrays
 
 
 @dataclass(frozen=True)

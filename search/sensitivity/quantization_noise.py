@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from search.assembly import Candidate
-from search.candidate_set import CandidateSet
+from search.candidates.candidate_set import CandidateSet
 from search.graph import Graph
 from search.onnx_import import Program, layer_weight
 from search.quantizer.fake_quantize import Transform, activation_transform
 from search.sensitivity.probed_run import pieces
-from search.simulator import Arrays
+from search.simulation.simulator import Arrays
 
 Key = tuple[str, str]
 

@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from search.assemble import assemble
 from search.assembly import Assembly
-from search.candidate_set import CandidateSet
+from search.candidates.assemble import assemble
+from search.candidates.candidate_set import CandidateSet
 from search.errors import BadSubmission
 from search.groups import LayerGroup
-from search.model_loss import ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.sensitivity.downstream_refit import FEWEST_SAMPLES, can_refit, perturb_refitted, with_whole_tail
 from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.scan_rows import Array, Key, Row, RowFolder, ScanRows
-from search.simulator import Arrays, Simulator
-from search.torch_simulator import TorchSimulator
+from search.simulation.simulator import Arrays, Simulator
+from search.simulation.torch_simulator import TorchSimulator
 
 Progress = Callable[[int, int], None]
 

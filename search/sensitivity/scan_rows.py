@@ -1,7 +1,7 @@
 """Scan rows: what one forward per (group, precision) leaves behind, the raw material of `kl` and `gauss_newton`.
 
-A row is the loss of every sample (float64) and its Gauss–Newton factor (float32, see `search.model_loss`). Rows are
-kept one file per key, so a scan stops and goes on, and shards are merged by putting their rows together.
+A row is the loss of every sample (float64) and its Gauss–Newton factor (float32, see `search.loss.model_loss`).
+Rows are kept one file per key, so a scan stops and goes on, and shards are merged by putting their rows together.
 """
 
 from __future__ import annotations

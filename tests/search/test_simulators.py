@@ -11,9 +11,9 @@ from quantized_models import assemble, cnn, mlp, read, sample_inputs, tied_cnn, 
 from search.assembly import Assembly
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
-from search.onnxruntime_simulator import OnnxRuntimeSimulator
-from search.simulator import Simulator
-from search.torch_simulator import TorchSimulator
+from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.simulation.simulator import Simulator
+from search.simulation.torch_simulator import TorchSimulator
 
 SIMULATORS = {"torch": TorchSimulator, "onnxruntime": OnnxRuntimeSimulator}
 CASES = {

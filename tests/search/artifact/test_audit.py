@@ -18,7 +18,7 @@ from search.artifact.diagnosis import DISABLE_KEY
 from search.artifact.qdq import export_assembly
 from search.artifact.session import open_model
 from search.errors import AuditFailed, BadSubmission
-from search.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
 
 DEFAULTS: dict[str, str] = {}
 WITHOUT_MATMUL_ADD = {**SESSION_OPTIONS, DISABLE_KEY: "QDQPropagationTransformer;WeightBiasQuantization"}

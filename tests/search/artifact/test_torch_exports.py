@@ -17,7 +17,7 @@ from search.artifact.audit import audit_model
 from search.artifact.byte_count import counted_bytes
 from search.artifact.qdq import export_assembly
 from search.artifact.session import open_model
-from search.onnxruntime_simulator import OnnxRuntimeSimulator
+from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
 
 
 class ConvNet(nn.Module):

@@ -7,7 +7,7 @@ from kernels.stopwatch import Timing
 from search.errors import BadSubmission
 from search.evaluation.quality import Quality
 from search.evaluation.verdict import Evaluated, VerdictKind, decide, decide_within
-from search.plan import PlannedAssembly, Source
+from search.planning.plan import PlannedAssembly, Source
 from search.study import Tolerance
 
 

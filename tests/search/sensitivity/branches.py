@@ -11,7 +11,7 @@ import onnx
 from kernels.precision import Precision
 from kernels.recipe import Granularity, Numerics, Recipe
 from search.assembly import Assembly, Candidate, QuantizedWeight
-from search.candidate_set import CandidateSet
+from search.candidates.candidate_set import CandidateSet
 from search.graph import Graph, Layer, LayerKind, Node, TensorInfo
 from search.groups import LayerGroup, group_layers
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from search.assembly import Assembly
-from search.candidate_set import CandidateSet
+from search.candidates.candidate_set import CandidateSet
+from search.candidates.refit import refit_sequentially
 from search.groups import group_layers
-from search.losses import LossKind, ModelLoss, OutputLoss
-from search.refit import refit_sequentially
+from search.loss.inference import LossKind, ModelLoss, OutputLoss
 from search.sensitivity.downstream_refit import can_refit, perturb_refitted, refitted_outputs, to_exact, with_whole_tail
 from search.sensitivity.scan import scan
-from search.torch_simulator import TorchSimulator
+from search.simulation.torch_simulator import TorchSimulator
 
 from .test_hessian_trace import candidates_of, convolutional
 

@@ -14,12 +14,12 @@ from scipy.special import softmax
 from scipy.stats import t as student_t
 
 from kernels.recipe import Granularity, Numerics, Recipe
-from search.candidate_set import CandidateSet
-from search.candidates import finish_candidates
+from search.candidates.candidate_set import CandidateSet
+from search.candidates.finish import finish_candidates
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
 from search.groups import LayerGroup, group_layers
-from search.losses import LossKind, ModelLoss, OutputLoss
+from search.loss.inference import LossKind, ModelLoss, OutputLoss
 from search.onnx_import import Program, graph_from_model, layer_weight
 from search.sensitivity.gauss_newton_trace import gauss_newton_traces
 from search.sensitivity.hessian_trace import from_traces, hessian_trace, mean_traces
@@ -27,7 +27,7 @@ from search.sensitivity.hutchinson import hutchinson_traces, is_settled, top_eig
 from search.sensitivity.metrics import METRICS, Subject, measure
 from search.sensitivity.quantization_noise import weight_changes
 from search.sensitivity.traces import MeanTrace, Traces
-from search.torch_simulator import TorchSimulator
+from search.simulation.torch_simulator import TorchSimulator
 
 from .branches import rounded
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from search.errors import BadSubmission
-from search.losses import LossKind, ModelLoss, OutputLoss
+from search.loss.inference import LossKind, ModelLoss, OutputLoss
 from search.sensitivity.scan import scan, scan_keys, scan_rows
 from search.sensitivity.scan_rows import RowFolder, ScanRows, cross_layer_share, merge
 

@@ -1,0 +1,1 @@
+"""Finished quantizers per layer and precision: calibrated, corrected, refitted, assembled."""

@@ -1,0 +1,1 @@
+"""What a changed output costs, per kind of output and per sample."""

@@ -1,0 +1,1 @@
+"""From sensitivities and costs to the assemblies worth building for one target."""

@@ -1,0 +1,77 @@
+"""Scanning: every metric a study asks for, the forward scan that several share done once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from search.candidates.assemble import assemble
+from search.candidates.candidate_set import CandidateSet
+from search.groups import LayerGroup
+from search.loss.model_loss import ModelLoss
+from search.sensitivity.estimate import Sensitivity
+from search.sensitivity.metrics import METRICS, Subject, measure
+from search.sensitivity.scan import scan
+from search.simulation.simulator import Arrays, Simulator
+from search.simulation.torch_simulator import TorchSimulator
+from search.study import DEFAULT_METRICS
+
+SHARED_SCAN = ("gauss_newton", "kl")
+UNIFORM = "w8a8"
+
+
+def scan_metrics(
+    metrics: Sequence[str],
+    simulator: Simulator,
+    groups: Sequence[LayerGroup],
+    candidates: CandidateSet,
+    loss: ModelLoss,
+    chunks: Sequence[Arrays],
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Sensitivity], tuple[str, ...]]:
+    """Sensitivities by metric name in the order asked, and notes for the report.
+
+    On a graph without derivatives the default metrics lose those that need them, with a note; a metric asked for by
+    name is refused instead (`UnsupportedOp`).
+    """
+    program = simulator.program if isinstance(simulator, TorchSimulator) else None
+    notes: list[str] = []
+    wanted = list(metrics)
+    if program is None and tuple(metrics) == DEFAULT_METRICS:
+        dropped = [name for name in wanted if METRICS[name].needs_gradients]
+        wanted = [name for name in wanted if name not in dropped]
+        notes.append(f"{', '.join(dropped)} left out: the graph holds an op we cannot differentiate.")
+    found: dict[str, Sensitivity] = {}
+    if any(name in SHARED_SCAN for name in wanted):
+        found.update(scan(simulator, groups, candidates, loss, chunks, progress))
+    subject = Subject(simulator, program, groups, candidates, loss, chunks, seed, progress)
+    for name in wanted:
+        if name not in found:
+            found[name] = measure(name, subject)
+    return {name: found[name] for name in wanted}, tuple(notes)
+
+
+def normalised_loss(
+    loss: ModelLoss,
+    simulator: Simulator,
+    groups: Sequence[LayerGroup],
+    candidates: CandidateSet,
+    chunks: Sequence[Arrays],
+) -> ModelLoss:
+    """The loss with each of several outputs divided by what uniform w8a8 (or the dearest precision) loses there."""
+    if len(loss.outputs) < 2:
+        return loss
+    precisions = {name: _most_bits(candidates, name) for group in groups for name in group.layers}
+    assembly = assemble(simulator.graph, precisions, candidates)
+    parts = [loss.per_output(simulator.run(chunk), simulator.run(chunk, assembly), chunk) for chunk in chunks]
+    return loss.normalised(
+        {each.output: float(np.concatenate([part[each.output] for part in parts]).mean()) for each in loss.outputs}
+    )
+
+
+def _most_bits(candidates: CandidateSet, layer: str) -> str:
+    offered = candidates.precisions(layer)
+    return UNIFORM if UNIFORM in offered else offered[0]
