@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -138,12 +139,16 @@ def audit(
     if as_json:
         print(json.dumps(found.to_json()))
         return
-    table = Table("layer", "executed", "quantized")
+    printed = Console()
+    table = Table("layer", "weight", "bits", "asked for", "executed", "quantized")
     for row in found.layers:
-        table.add_row(row.layer, row.executed, "yes" if row.is_quantized else "no")
-    console.print(table)
+        cells = (row.layer, row.weight, str(row.bits), row.asked, row.executed or "–")
+        table.add_row(*map(escape, cells), "yes" if row.is_quantized else "no")
+    printed.print(table)
     for finding in found.findings:
-        console.print(f"• {finding.sentence}", markup=False)
+        printed.print(f"• {finding.sentence}", markup=False)
+    if found.ok:
+        printed.print("every layer ran as the file asks")
 
 
 def _copy_inputs(model: Path, data: Path | None, folder: Path) -> None:
