@@ -14,7 +14,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,20 +23,18 @@ import numpy as np
 from benchmarks import models
 from benchmarks.bars import Bar, at_least, at_most, finish, print_table
 from kernels.operating_point import OperatingPoint
-from kernels.precision import FP32, Precision
 from kernels.registry import backend_for, load_profile
-from search.allocation import Allocation, AllocationProblem, Boundary, Choice, Group, solve
+from search.allocation import reachable_range
 from search.graph import Graph
-from search.groups import LayerGroup, group_layers
+from search.groups import group_layers
 from search.latency.assemblies import CalibrationAssembly
-from search.latency.costs import latency_costs
 from search.latency.fit import EndToEndRun, LatencyFit, leave_one_out_errors
+from search.latency.guided import LATENCY, drawn_problem, solve_within
 from search.latency.measure import measure_runs, random_inputs
 from search.latency.model import builder, measure_model, noise_candidates
 from search.latency.rows import required_rows
 from search.onnx_import import load_graph, operating_shapes
 
-LATENCY = "latency_us"
 BUDGETS = (0.15, 0.3, 0.45, 0.6, 0.75)
 """Parts of the way from the fastest predicted allocation to full precision."""
 BELOW = (1.0, 0.97, 0.93, 0.88)
@@ -126,23 +124,17 @@ def run(graph: Graph, runtime: str, point: OperatingPoint, seed: int) -> Outcome
     build = builder(graph, noise_candidates(graph, profile, required_rows(graph, shapes, profile), inputs), profile)
     layers = set(fit.terms.layers)
     groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
-    problem = _problem(graph, groups, fit, seed)
-    full_us = fit.predict({})
-    fastest = solve(_within(problem, full_us * 10, cheapest=True))
-    assert isinstance(fastest, Allocation)
-    limits = [fastest.costs[LATENCY] + part * (full_us - fastest.costs[LATENCY]) for part in BUDGETS]
-    plans = {(limit, share): _solved(problem, groups, share * limit) for limit in limits for share in BELOW}
-    wanted = {frozenset(found[0].items()): found[0] for found in plans.values() if found}
+    # The fit's own guided runs draw from other generators; nothing chosen here was seen by it.
+    problem = drawn_problem(groups, fit, random.Random(f"benchmark {seed}"))
+    fastest_us, _ = reachable_range(problem, LATENCY)
+    limits = [fastest_us + part * (fit.predict({}) - fastest_us) for part in BUDGETS]
+    plans = {(limit, share): solve_within(problem, groups, share * limit) for limit in limits for share in BELOW}
+    wanted = {frozenset(plan.items()): plan for plan in plans.values() if plan is not None}
     assemblies = [CalibrationAssembly(f"chosen-{index}", plan) for index, plan in enumerate(wanted.values())]
     timed = measure_runs(assemblies, build, inputs, backend, profile, point)
     measured = {frozenset(run.precisions.items()): run.median_us for run in timed}
     kept = sum(
-        any(
-            measured[frozenset(found[0].items())] <= limit
-            for share in BELOW
-            for found in [plans[limit, share]]
-            if found
-        )
+        any(measured[frozenset(plan.items())] <= limit for share in BELOW if (plan := plans[limit, share]) is not None)
         for limit in limits
     )
     return Outcome(
@@ -155,60 +147,6 @@ def run(graph: Graph, runtime: str, point: OperatingPoint, seed: int) -> Outcome
         budgets=len(limits),
         seconds=time.monotonic() - began,
     )
-
-
-def _problem(graph: Graph, groups: Sequence[LayerGroup], fit: LatencyFit, seed: int) -> AllocationProblem:
-    """Latency as fitted; losses are drawn, larger for fewer bits: what they are does not matter for this question."""
-    costs = latency_costs(fit, groups)
-    generator = random.Random(seed)
-
-    def choice(group: LayerGroup, name: str, weight: float) -> Choice:
-        bits = Precision(name).weight_bits
-        loss = 0.0 if name == FP32.name else weight * 4.0 ** (8 - bits) * generator.uniform(0.5, 2.0)
-        return Choice(name, loss, {LATENCY: costs.choices[group.name, name]}, costs.domains[group.name, name])
-
-    made = []
-    for group in groups:
-        weight = 10 ** generator.uniform(-2, 0)
-        names = [name for owner, name in costs.choices if owner == group.name]
-        made.append(Group(group.name, group.layers, tuple(choice(group, name, weight) for name in names)))
-    return AllocationProblem(
-        groups=tuple(made),
-        budgets={},
-        constants={LATENCY: costs.constant_us},
-        boundaries=tuple(Boundary(LATENCY, edge.first, edge.second, edge.cost_us) for edge in costs.boundaries),
-    )
-
-
-def _within(problem: AllocationProblem, limit_us: float, *, cheapest: bool = False) -> AllocationProblem:
-    """The problem under a budget; with `cheapest`, latency itself is what is minimised."""
-    groups = problem.groups
-    if cheapest:
-        groups = tuple(
-            Group(
-                group.name,
-                group.layers,
-                tuple(Choice(c.precision, c.costs[LATENCY], c.costs, c.domain) for c in group.choices),
-            )
-            for group in groups
-        )
-    return AllocationProblem(groups, {LATENCY: limit_us}, problem.constants, problem.boundaries)
-
-
-def _solved(
-    problem: AllocationProblem, groups: Sequence[LayerGroup], limit_us: float
-) -> tuple[Mapping[str, str], float] | None:
-    """Precisions per layer and the loss, or None when nothing is that fast."""
-    answer = solve(_within(problem, limit_us))
-    if not isinstance(answer, Allocation):
-        return None
-    precisions = {
-        layer: answer.precisions[group.name]
-        for group in groups
-        for layer in group.layers
-        if answer.precisions[group.name] != FP32.name
-    }
-    return precisions, answer.loss
 
 
 def _straight_line_errors(fit: LatencyFit) -> np.ndarray:

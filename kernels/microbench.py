@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from kernels import cpu
-from kernels.backends.base import Backend, KernelFallback, Runnable
+from kernels.backends.base import Backend, KernelFallback
 from kernels.errors import BackendUnavailable, BadTable, KernelsError, UnsupportedPrecision
 from kernels.hardware_profile import HardwareProfile
 from kernels.interleaving import DEFAULT, Interleaved, Progress, Protocol, interleave, measure_interleaved
@@ -19,6 +19,7 @@ from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
 from kernels.op_shape import OpShape
 from kernels.precision import Precision
 from kernels.roofline import roofline_us
+from kernels.rotation import Rotation, copies_needed
 from kernels.stopwatch import Timing
 
 __all__ = [
@@ -129,11 +130,12 @@ def _measure_chunk(
     refused: list[Refused],
     progress: Progress | None,
 ) -> tuple[list[LatencyRow], Interleaved | None]:
-    built: dict[Pair, Runnable] = {}
+    built: dict[Pair, Rotation] = {}
     try:
         for op, precision in chunk:
             try:
-                built[op, precision] = backend.build(op, precision, threads, protocol.seed)
+                copies = range(copies_needed(op, precision, profile.device))
+                built[op, precision] = Rotation([backend.build(op, precision, threads, protocol.seed) for _ in copies])
             except (KernelFallback, UnsupportedPrecision) as error:
                 refused.append(Refused(op.signature, precision.name, error.code, error.message))
         if not built:
@@ -236,7 +238,7 @@ def _provenance(backend: Backend, profile: HardwareProfile, threads: int, protoc
         "backend_version": backend.version,
         "session_options": dict(profile.session_options),
         "threads": threads,
-        "cache": "hot",
+        "cache": "cold_weights",
         "protocol": asdict(protocol),
         "load_average_before": cpu.load_average(),
         "frequency_mhz_before": cpu.frequency_mhz(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kernels.backends.base import Backend
@@ -19,8 +19,9 @@ from search.candidates.finish import finish_candidates
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
 from search.groups import group_layers
-from search.latency.assemblies import calibration_assemblies
-from search.latency.fit import LatencyFit, fit_latency
+from search.latency.assemblies import CalibrationAssembly, calibration_assemblies
+from search.latency.fit import EndToEndRun, LatencyFit, fit_latency
+from search.latency.guided import guided_assemblies
 from search.latency.measure import Build, measure_runs, random_inputs
 from search.latency.rows import LayerRow, distinct_pairs, required_rows
 from search.latency.terms import latency_terms
@@ -89,18 +90,25 @@ def measure_model(
     layers = {name for name, _, _ in kept}
     groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
 
-    runs = measure_runs(
-        calibration_assemblies(groups, terms, seed=seed),
-        builder(graph, candidates, profile),
-        inputs,
-        backend,
-        profile,
-        point,
-        progress=lambda done, total: report(done, total, "end-to-end runs"),
-    )
-    fit = fit_latency(
-        terms, runs, profile=profile.slug, point=point, model=graph.content_hash, table_version=table.version
-    )
+    build = builder(graph, candidates, profile)
+
+    def fitted(assemblies: Sequence[CalibrationAssembly], known: Sequence[EndToEndRun]) -> LatencyFit:
+        runs = measure_runs(
+            assemblies,
+            build,
+            inputs,
+            backend,
+            profile,
+            point,
+            known,
+            progress=lambda done, total: report(done, total, "end-to-end runs"),
+        )
+        return fit_latency(
+            terms, runs, profile=profile.slug, point=point, model=graph.content_hash, table_version=table.version
+        )
+
+    first = fitted(calibration_assemblies(groups, terms, seed=seed), ())
+    fit = fitted(guided_assemblies(groups, first, seed), first.runs)
     return MeasuredModel(table, replace(fit, notes=(*fit.notes, *dropped)))
 
 
