@@ -42,10 +42,11 @@ Spec = Mapping[str, Any]
 Progress = Callable[[int, int, str, str], None]
 StageFunction = Callable[[Spec, Path, Progress], dict[str, Any]]
 SYNTHETIC_SAMPLES = 384
+CHECKED_SAMPLES = 8
 
 
 def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
-    """Model, data and request are read and fit together; nothing is computed yet."""
+    """Model, data and request are read and fit together; a few samples tell what the outputs mean."""
     folder, study = StudyFolder(path), parse_study(spec)
     require_goals(study)
     graph = folder.graph()
@@ -53,6 +54,8 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     for target in study.targets:
         load_profile(target.hardware)
         operating_shapes(graph, target.point)
+    sample = _first(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1)).chunks(CHECKED_SAMPLES)[0]
+    loss = infer_losses(graph, _simulator(graph).run(sample), study.losses)
     known = {layer.name for layer in graph.layers}
     if unknown := sorted(set(study.pins) - known):
         raise BadSubmission(
@@ -63,7 +66,7 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     document = {
         "sha256": graph.sha256,
         "opset": graph.opset,
-        "notes": list(graph.notes),
+        "notes": [*graph.notes, *loss.notes],
         "samples": len(data),
         "layers": [
             {

@@ -11,12 +11,14 @@ from kernels.backends.base import Backend, LoadedModel
 from kernels.hardware_profile import HardwareProfile
 from kernels.microbench import Protocol, measure_interleaved
 from kernels.operating_point import OperatingPoint
+from kernels.stopwatch import Timing
 from search.graph import Graph, LayerKind, OperatingShapes, TensorInfo
 from search.latency.assemblies import CalibrationAssembly
 from search.latency.fit import EndToEndRun
 
 Progress = Callable[[int, int], None]
 Build = Callable[[Mapping[str, str]], bytes]
+_ANCHOR = "anchor run"
 END_TO_END = Protocol(untimed_calls=1, sample_us=2_000.0, arm_seconds=0.6)
 """How whole models are timed: warm, as a server runs them; short ones in samples of several calls."""
 
@@ -35,6 +37,9 @@ def measure_runs(
 ) -> list[EndToEndRun]:
     """Build, load and time assemblies, all taking turns in one measurement; those in `known` are not timed again.
 
+    A machine is a few per cent faster or slower from minute to minute. So that new times can stand beside known ones,
+    the first known run is timed once more and the new times are scaled by what it lost or gained since.
+
     `build` turns the precisions of an assembly into the serialized model that would be deployed; it runs with the
     profile's session options on `inputs`, one batch of the operating point.
     """
@@ -42,12 +47,11 @@ def measure_runs(
     wanted = [a for a in assemblies if frozenset(a.precisions.items()) not in seen]
     if not wanted:
         return list(known)
+    arms = [*((_ANCHOR, run.precisions) for run in known[:1]), *((a.name, a.precisions) for a in wanted)]
     loaded: dict[str, LoadedModel] = {}
     try:
-        for assembly in wanted:
-            loaded[assembly.name] = backend.load_model(
-                build(assembly.precisions), point.threads, profile.session_options
-            )
+        for name, precisions in arms:
+            loaded[name] = backend.load_model(build(precisions), point.threads, profile.session_options)
         timings = measure_interleaved(
             {name: _runner(model, inputs) for name, model in loaded.items()},
             threads=point.threads,
@@ -59,14 +63,13 @@ def measure_runs(
     finally:
         for model in loaded.values():
             model.close()
-    return [
-        *known,
-        *(
-            EndToEndRun(a.name, dict(a.precisions), timing.median_us, timing.ci_low_us, timing.ci_high_us)
-            for a in wanted
-            for timing in [timings[a.name]]
-        ),
-    ]
+    pace = known[0].median_us / timings[_ANCHOR].median_us if known else 1.0
+    return [*known, *(_run(assembly, timings[assembly.name], pace) for assembly in wanted)]
+
+
+def _run(assembly: CalibrationAssembly, timing: Timing, pace: float) -> EndToEndRun:
+    times = (pace * each for each in (timing.median_us, timing.ci_low_us, timing.ci_high_us))
+    return EndToEndRun(assembly.name, dict(assembly.precisions), *times)
 
 
 def random_inputs(graph: Graph, shapes: OperatingShapes, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
