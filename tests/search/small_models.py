@@ -79,6 +79,22 @@ def small_cnn(seed: int = 0, batch: int | str = "N", width: int = 8, size: int =
     return b.graph({"image": (TensorProto.FLOAT, batch, 3, size, size)}, {"logits": (TensorProto.FLOAT, batch, 10)})
 
 
+def recurrent_cnn(seed: int = 0, width: int = 32) -> Graph:
+    """Two convolutions, an RNN (which has no derivative here) over one step, a Gemm head."""
+    b = Builder(seed)
+    b.node("Relu", [b.conv("image", "stem", 3, width)], "stem_relu")
+    b.node("Relu", [b.conv("stem_relu", "body", width, width)], "body_relu")
+    b.node("Flatten", [b.node("GlobalAveragePool", ["body_relu"], "pooled")], "features")
+    b.constant("first", np.array([0], np.int64))
+    b.node("Unsqueeze", ["features", "first"], "sequence")
+    b.normal("rnn.w", 1, 16, width, scale=0.2), b.normal("rnn.r", 1, 16, 16, scale=0.2)
+    b.nodes.append(helper.make_node("RNN", ["sequence", "rnn.w", "rnn.r"], ["", "last"], name="rnn", hidden_size=16))
+    b.node("Squeeze", ["last", "first"], "state")
+    b.normal("fc.weight", 10, 16, scale=0.5), b.normal("fc.bias", 10, scale=0.1)
+    b.node("Gemm", ["state", "fc.weight", "fc.bias"], "logits", transB=1)
+    return b.graph({"image": (TensorProto.FLOAT, "N", 3, 10, 10)}, {"logits": (TensorProto.FLOAT, "N", 10)})
+
+
 def small_mlp(seed: int = 0, width: int = 64) -> Graph:
     """MatMul+Add, Gelu by Erf, MatMul without bias, Relu, MatMul+Add over three-dimensional activations."""
     b = Builder(seed)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from small_models import images, small_cnn
+from small_models import images, recurrent_cnn, small_cnn
 
 import search.evaluation.evaluate as evaluation
 from kernels.errors import KernelsError
@@ -189,3 +189,38 @@ def test_wrong_requests_are_refused_before_anything_is_computed(
 def test_study_without_model_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadSubmission, match=r"model\.onnx"):
         STAGES["check"](spec(BUDGETS), tmp_path, QUIET)
+
+
+def test_graph_with_an_op_we_cannot_differentiate_still_gets_its_verdict(tmp_path: Path) -> None:
+    onnx.save(recurrent_cnn().model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "dataset.npz", **images(384))
+    request = spec({"size_bytes": "0.6x"})
+    del request["options"]["metrics"]
+    for stage in STAGES:
+        done = STAGES[stage](request, tmp_path, QUIET)
+        if stage == "scan":
+            assert done["summary"]["metrics"] == ["gauss_newton", "kl"]
+            assert "hessian_trace" in done["summary"]["notes"][0]
+    (target,) = json.loads((tmp_path / "report.json").read_text())["targets"]
+    assert target["verdict"]["kind"] in ("chosen", "no_gain")
+    assert any(item["op_type"] == "RNN" for item in target["unquantized"])
+
+
+def test_fixed_batch_export_is_chunked_not_refused(tmp_path: Path) -> None:
+    onnx.save(small_cnn(width=32, batch=4).model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "dataset.npz", **images(399))
+    request = spec({"size_bytes": "0.6x"}, operating_point={"batch": 4})
+    for stage in STAGES:
+        STAGES[stage](request, tmp_path, QUIET)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["targets"][0]["verdict"]["kind"] in ("chosen", "no_gain")
+    assert sum(report["data"][part] for part in ("calibrate", "select", "report")) <= 399
+
+
+def test_study_without_data_says_what_it_was_made_from(tmp_path: Path) -> None:
+    onnx.save(small_cnn(width=32).model, tmp_path / "model.onnx")
+    request = spec({"size_bytes": "0.6x"})
+    for stage in STAGES:
+        STAGES[stage](request, tmp_path, QUIET)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert any("noise" in note or "synthetic" in note.lower() for note in report["notes"])
