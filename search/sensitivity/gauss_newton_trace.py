@@ -16,7 +16,7 @@ from torch import Tensor
 
 from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
-from search.sensitivity.probed_run import ProbedProgram, gradients, pieces
+from search.sensitivity.probed_run import ProbedProgram, gradients, pieces, single_threaded
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
 from search.simulation.simulator import Arrays
 
@@ -60,7 +60,9 @@ def gauss_newton_traces(
         leaves |= {("activation", name): leaf for name, leaf in run.activations.items()}
         for index in range(samples):
             probes = torch.eye(width, dtype=rows.dtype) if drawn is None else drawn[index : index + 1]
-            for key, value in zip(leaves, _squared_norms(rows[index], list(leaves.values()), probes), strict=True):
+            with single_threaded():
+                norms = _squared_norms(rows[index], list(leaves.values()), probes)
+            for key, value in zip(leaves, norms, strict=True):
                 entry = sums.setdefault(key, [0.0, 0.0])
                 entry[0] += value
                 entry[1] += value * value

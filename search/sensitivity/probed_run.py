@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,3 +87,14 @@ def gradients(
     if not leaves or not row.requires_grad:
         return (None,) * len(leaves)
     return torch.autograd.grad(row, list(leaves), weights, allow_unused=True, **options)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """One compute thread inside: backward passes of single samples are too small to share, four times slower on two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
