@@ -48,4 +48,5 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.$(NAME) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .bitwright build dist *.egg-info client/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .bitwright build dist *.egg-info client/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		.import_linter_cache .grimp_cache
