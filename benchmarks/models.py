@@ -10,25 +10,9 @@ import onnx
 import torch
 from torch import nn
 
+from examples.train_resnet import Block
+
 OPSET = 20
-
-
-class _BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions and a short cut."""
-
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(width)
-        self.downsample: nn.Module = nn.Identity()
-        if stride != 1 or width_in != width:
-            self.downsample = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = torch.relu(self.norm1(self.conv1(x)))
-        return torch.relu(self.norm2(self.conv2(inner)) + self.downsample(x))
 
 
 class ResNet18(nn.Module):
@@ -41,7 +25,7 @@ class ResNet18(nn.Module):
         blocks: list[nn.Module] = []
         width_in = 64
         for width, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
-            blocks += [_BasicBlock(width_in, width, stride), _BasicBlock(width, width, 1)]
+            blocks += [Block(width_in, width, stride), Block(width, width, 1)]
             width_in = width
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(512, 1000)

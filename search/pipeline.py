@@ -160,11 +160,11 @@ def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Allocations of every metric under the budgets, baselines, and the Pareto front, for each target."""
     folder, study = StudyFolder(path), parse_study(spec)
-    graph, sensitivities = folder.graph(), folder.sensitivities()
+    graph, candidates, sensitivities = folder.graph(), folder.candidates(), folder.sensitivities()
     outputs: list[str] = []
     summary: dict[str, Any] = {}
     for index, target in _targets(spec, study):
-        costs = _costs(folder, graph, index, target)
+        costs = _costs(folder, graph, candidates, index, target)
         solved = plan_target(costs, sensitivities, target, study, full_precision_us=_full_precision_us(folder, index))
         plans, same_as = without_repeats(solved.plans)
         outputs.append(folder.save_plans(index, plans, {**solved.to_json(), "same_as": same_as}))
@@ -184,7 +184,7 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     outputs: list[str] = []
     verdicts: list[dict[str, Any]] = []
     for index, target in _targets(spec, study):
-        costs = _costs(folder, graph, index, target)
+        costs = _costs(folder, graph, candidates, index, target)
         plans, solved = folder.plans(index)
         evaluation = evaluate_target(
             index,
@@ -259,8 +259,7 @@ def _groups(graph: Graph, candidates: CandidateSet) -> tuple[LayerGroup, ...]:
     return tuple(group for group in group_layers(graph) if all(candidates.precisions(name) for name in group.layers))
 
 
-def _costs(folder: StudyFolder, graph: Graph, index: int, target: Target) -> TargetCosts:
-    candidates = folder.candidates()
+def _costs(folder: StudyFolder, graph: Graph, candidates: CandidateSet, index: int, target: Target) -> TargetCosts:
     return target_costs(
         graph, candidates, _groups(graph, candidates), load_profile(target.hardware), target, folder.latency_fit(index)
     )

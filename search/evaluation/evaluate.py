@@ -25,7 +25,7 @@ from search.data.dataset import Dataset, Splits
 from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.quality import Quality, assess, run_in_chunks
 from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide, decide_within
-from search.latency.measure import END_TO_END, random_inputs
+from search.latency.measure import END_TO_END, random_inputs, runner
 from search.loss.model_loss import LossKind, ModelLoss
 from search.planning.costs import TargetCosts
 from search.planning.plan import PlannedAssembly, Source
@@ -84,6 +84,7 @@ class Workbench:
     backend: Backend | None
 
     def __post_init__(self) -> None:
+        self.assemblies: dict[str, Assembly] = {}
         self.bundles: dict[str, Bundle] = {}
         self.models: dict[str, LoadedModel] = {}
         self.chunk = chunk_size(self.costs.graph, self.splits.select)
@@ -115,7 +116,7 @@ class Workbench:
     def build(self, plan: PlannedAssembly) -> Evaluated:
         """The plan assembled, refitted on its own quantized upstream, written, audited and run on *select*."""
         graph, profile, point = self.costs.graph, self.costs.profile, self.target.point
-        assembly = self.assembly(plan)
+        assembly = self.assemblies[plan.name] = self.assembly(plan)
         folder = self.folder / f"build_{self.index}_{len(self.bundles)}"
         bundle = write_bundle(folder, graph, assembly, profile, point)
         self.bundles[plan.name] = bundle
@@ -142,13 +143,10 @@ class Workbench:
         """End-to-end latencies, all models taking turns in one run."""
         inputs = self._timing_inputs()
 
-        def arm(model: LoadedModel) -> Callable[[], None]:
-            return lambda: void(model.run(inputs))
-
         assert self.backend is not None
         threads = self.target.point.threads
         return measure_interleaved(
-            {name: arm(self.models[name]) for name in names},
+            {name: runner(self.models[name], inputs) for name in names},
             threads=threads,
             protocol=self.backend.protocol or END_TO_END,
             clock=self.backend.clock(threads),
@@ -161,7 +159,7 @@ class Workbench:
         if self.backend is not None:
             outputs = run_in_chunks(self.models[plan.name].run, data, self._run_chunk(plan))
         else:
-            assembly = self.assembly(plan)
+            assembly = self.assemblies[plan.name]
             outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self._run_chunk(plan))
         return self._assess(outputs, data)
 
@@ -192,10 +190,6 @@ class Workbench:
         if all(array.shape == tuple(shapes[name]) for name, array in real.items()):
             return real
         return random_inputs(self.costs.graph, self.costs.shapes)
-
-
-def void(_: object) -> None:
-    """Drop a result inside a timed arm."""
 
 
 def evaluate_target(

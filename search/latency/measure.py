@@ -53,7 +53,7 @@ def measure_runs(
         for name, precisions in arms:
             loaded[name] = backend.load_model(build(precisions), point.threads, profile.session_options)
         timings = measure_interleaved(
-            {name: _runner(model, inputs) for name, model in loaded.items()},
+            {name: runner(model, inputs) for name, model in loaded.items()},
             threads=point.threads,
             protocol=protocol or backend.protocol or END_TO_END,
             clock=backend.clock(point.threads),
@@ -93,7 +93,9 @@ def _random_input(
     return np.ones(shape, info.dtype)
 
 
-def _runner(model: LoadedModel, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Callable[[], None]:
+def runner(model: LoadedModel, inputs: Mapping[str, np.ndarray[Any, Any]]) -> Callable[[], None]:
+    """An arm to be timed: one inference of `inputs`, its outputs dropped."""
+
     def run() -> None:
         model.run(inputs)
 
