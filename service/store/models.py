@@ -33,10 +33,12 @@ class ModelRow(Base):
     size_bytes: Mapped[int]
     files: Mapped[list[Any]]
     created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+    __table_args__ = (Index("ix_models_created", "created_at", "id"),)
 
 
 class DatasetRow(Base):
-    """An uploaded dataset: one immutable file."""
+    """An uploaded dataset: one immutable file. Once `expires_at` has passed it is deleted when no study needs it."""
 
     __tablename__ = "datasets"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -45,17 +47,64 @@ class DatasetRow(Base):
     format: Mapped[str]
     size_bytes: Mapped[int]
     created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    deleted_at: Mapped[float | None]
+    __table_args__ = (Index("ix_datasets_created", "created_at", "id"),)
 
 
 class HardwareProfileRow(Base):
-    """A profile as a worker announced it. `profile_key` is the hash of the document: part of what a latency means."""
+    """A profile as a worker announced it or a user described it (`source` is `worker` or `user`).
+
+    `profile_key` is the hash of the document: part of what a latency means.
+    """
 
     __tablename__ = "hardware_profiles"
     slug: Mapped[str] = mapped_column(primary_key=True)
     profile: Mapped[dict[str, Any]]
     profile_key: Mapped[str]
+    source: Mapped[str] = mapped_column(default="worker", server_default="worker")
     created_at: Mapped[float]
     announced_at: Mapped[float]
+
+
+class LatencyTableRow(Base):
+    """One version of a profile's latency table: the rows that one upload or one measuring stage added.
+
+    Append-only. What a device knows is the union of the versions with its `identity_key` (device and runtime), a later
+    row replacing an earlier one; versions of an earlier driver stay readable and count no more.
+    """
+
+    __tablename__ = "latency_tables"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    hardware: Mapped[str] = mapped_column(ForeignKey("hardware_profiles.slug"))
+    version: Mapped[int]
+    identity_key: Mapped[str]
+    content_sha256: Mapped[str]
+    device: Mapped[dict[str, Any]]
+    runtime: Mapped[str]
+    runtime_version: Mapped[str]
+    runs: Mapped[dict[str, Any]]
+    row_count: Mapped[int]
+    source: Mapped[str]
+    study_id: Mapped[str | None]
+    created_at: Mapped[float]
+    __table_args__ = (UniqueConstraint("hardware", "version"), UniqueConstraint("hardware", "content_sha256"))
+
+
+class LatencyRowRow(Base):
+    """One row of a latency table: `document` is it whole, the other columns are for looking it up."""
+
+    __tablename__ = "latency_rows"
+    table_id: Mapped[str] = mapped_column(ForeignKey("latency_tables.id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    op_kind: Mapped[str]
+    signature: Mapped[str]
+    precision: Mapped[str]
+    threads: Mapped[int]
+    status: Mapped[str]
+    scope: Mapped[str]
+    median_us: Mapped[float]
+    document: Mapped[dict[str, Any]]
 
 
 class WorkerRow(Base):
@@ -77,7 +126,7 @@ class StudyRow(Base):
     __tablename__ = "studies"
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str]
-    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"), index=True)
+    model_id: Mapped[str] = mapped_column(ForeignKey("models.id"))
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     spec: Mapped[dict[str, Any]]
     spec_hash: Mapped[str]
@@ -89,7 +138,12 @@ class StudyRow(Base):
     created_at: Mapped[float]
     updated_at: Mapped[float]
     finished_at: Mapped[float | None]
-    __table_args__ = (Index("ix_studies_created", "created_at", "id"), Index("ix_studies_state", "state"))
+    __table_args__ = (
+        Index("ix_studies_created", "created_at", "id"),
+        Index("ix_studies_state_created", "state", "created_at", "id"),
+        Index("ix_studies_model_created", "model_id", "created_at", "id"),
+        Index("ix_studies_dataset", "dataset_id"),
+    )
 
 
 class StudyTargetRow(Base):
@@ -193,3 +247,27 @@ class IdempotencyKeyRow(Base):
     body_hash: Mapped[str]
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
     created_at: Mapped[float]
+
+
+class ApiKeyRow(Base):
+    """A key of the API. The secret is stored as its sha256 only; `id` is the key's public prefix."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    secret_sha256: Mapped[str]
+    scopes: Mapped[list[Any]]
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
+
+
+class LoginRow(Base):
+    """A browser that showed a key and got a cookie; the cookie's token is stored as its sha256 only."""
+
+    __tablename__ = "logins"
+    token_sha256: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[float]
+    expires_at: Mapped[float]
