@@ -9,7 +9,7 @@ from typing import Any
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import UnsupportedPrecision
 from kernels.op_shape import LinearShape, OpShape
-from kernels.precision import FP32, Precision
+from kernels.precision import Precision
 from kernels.recipe import Recipe
 
 SCHEMA_VERSION = 1
@@ -21,17 +21,19 @@ class KernelSupport:
 
     `native`: the arithmetic is done in the stored format. `via_int8`: fewer stored bits on an 8-bit kernel, so
     8-bit latency. `emulated`: correct but not faster than 8 bit; offered for its bytes only. `whole_groups`: the
-    kernel needs a reduction that the precision's group size divides.
+    kernel needs a reduction that the precision's group size divides. `verified`: it ran on this architecture and
+    equalled the reference; where it did not, a study may only use its estimates, and only when it asks for them.
     """
 
     kernel: str
     via: str = "native"
     whole_groups: bool = False
+    verified: bool = True
 
 
 @dataclass(frozen=True)
 class Peak:
-    """A dense peak rate and where the figure comes from; `unit` is `TOPS`, `TFLOPS` or `GB/s`."""
+    """A dense peak rate and where the figure comes from; `unit` is `TOPS`, `TFLOPS`, `GB/s` or `share` (of a peak)."""
 
     value: float
     unit: str
@@ -46,7 +48,8 @@ class HardwareProfile:
     `support` maps (op kind, precision name) to the kernel that runs it; an absent pair cannot run. Op kinds are
     those of `kernels.op_shape`. `recipes` maps (op kind, precision name) to the numerics. `session_options` are the
     runtime's config entries shipped with every artifact and used in every measurement: they are part of the
-    identity of a latency. `tie_rules` names groupings the runtime imposes (see `search.graph`).
+    identity of a latency. `tie_rules` names groupings the runtime imposes (see `search.graph`). `achieved` is the
+    share of a peak that good kernels reach (`tensor`, `vector`, `memory`); estimates use it, nothing else does.
     """
 
     slug: str
@@ -58,11 +61,13 @@ class HardwareProfile:
     session_options: Mapping[str, str] = field(default_factory=dict)
     tie_rules: tuple[str, ...] = ()
     peaks: Mapping[str, Peak] = field(default_factory=dict)
+    achieved: Mapping[str, Peak] = field(default_factory=dict)
     measurable_here: bool = False
 
     def precisions(self, op_kind: str) -> list[Precision]:
-        """Quantized precisions this profile runs for an op kind, most bits first; full precision is not listed."""
-        found = [Precision(name) for kind, name in self.support if kind == op_kind and name != FP32.name]
+        """Quantized precisions this profile runs for an op kind, most bits first; float formats are not listed."""
+        found = [Precision(name) for kind, name in self.support if kind == op_kind]
+        found = [precision for precision in found if not precision.is_float]
         return sorted(found, key=lambda p: (-p.weight_bits, -p.activation_bits, p.name))
 
     def recipe(self, op_kind: str, precision: Precision) -> Recipe:
@@ -94,7 +99,14 @@ class HardwareProfile:
             "runtime": self.runtime,
             "runtime_version": self.runtime_version,
             "support": [
-                {"op": kind, "precision": name, "kernel": s.kernel, "via": s.via, "whole_groups": s.whole_groups}
+                {
+                    "op": kind,
+                    "precision": name,
+                    "kernel": s.kernel,
+                    "via": s.via,
+                    "whole_groups": s.whole_groups,
+                    "verified": s.verified,
+                }
                 for (kind, name), s in self.support.items()
             ],
             "recipes": [
@@ -104,6 +116,7 @@ class HardwareProfile:
             "session_options": dict(self.session_options),
             "tie_rules": list(self.tie_rules),
             "peaks": {name: vars(peak) for name, peak in self.peaks.items()},
+            "achieved": {name: vars(share) for name, share in self.achieved.items()},
             "measurable_here": self.measurable_here,
         }
 
@@ -115,12 +128,15 @@ class HardwareProfile:
             runtime=data["runtime"],
             runtime_version=data["runtime_version"],
             support={
-                (s["op"], s["precision"]): KernelSupport(s["kernel"], s["via"], s.get("whole_groups", False))
+                (s["op"], s["precision"]): KernelSupport(
+                    s["kernel"], s["via"], s.get("whole_groups", False), s.get("verified", True)
+                )
                 for s in data["support"]
             },
             recipes={(r["op"], r["precision"]): Recipe.from_json(r["recipe"]) for r in data["recipes"]},
             session_options=data["session_options"],
             tie_rules=tuple(data["tie_rules"]),
             peaks={name: Peak(**peak) for name, peak in data["peaks"].items()},
+            achieved={name: Peak(**share) for name, share in data.get("achieved", {}).items()},
             measurable_here=data["measurable_here"],
         )

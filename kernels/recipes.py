@@ -1,4 +1,4 @@
-"""The recipes of the shipped CPU profiles, in one place so that two runtimes with equal numerics share a scan."""
+"""The recipes of the shipped profiles, in one place so that two runtimes with equal numerics share a scan."""
 
 from __future__ import annotations
 
@@ -60,3 +60,34 @@ LINEAR_W4_GROUPS_FLOAT = Recipe(
     name="linear-w4-g32-float", weight=WEIGHT_INT4_GROUPS, activation=None, output_quantized=False
 )
 EMBEDDING_W8 = Recipe(name="embedding-w8-rows", weight=weight_per_channel(8), activation=None, output_quantized=False)
+
+
+def activation_symmetric(bits: int) -> Numerics:
+    """Activations of the CUDA kernels: zero point 0, so that the zeros which pad a convolution are code 0."""
+    return Numerics(bits, symmetric=True, signed=True, granularity=Granularity.TENSOR)
+
+
+def conv_symmetric_recipe(weight_bits: int, activation_bits: int) -> Recipe:
+    """Integer convolution on symmetric activations that requantizes what it writes."""
+    return Recipe(
+        name=f"conv2d-w{weight_bits}a{activation_bits}-symmetric",
+        weight=weight_per_channel(weight_bits),
+        activation=activation_symmetric(activation_bits),
+        output_quantized=True,
+    )
+
+
+def linear_symmetric_recipe(weight_bits: int, activation_bits: int) -> Recipe:
+    """Integer matrix product on symmetric activations with a float result."""
+    return Recipe(
+        name=f"linear-w{weight_bits}a{activation_bits}-symmetric",
+        weight=weight_per_channel(weight_bits),
+        activation=activation_symmetric(activation_bits),
+        output_quantized=False,
+    )
+
+
+def linear_groups_float(group_size: int) -> Recipe:
+    """4-bit weights in groups along the reduction, widened inside the kernel; activations stay float."""
+    weight = Numerics(4, symmetric=True, signed=True, granularity=Granularity.GROUP, group_size=group_size)
+    return Recipe(name=f"linear-w4-g{group_size}-float", weight=weight, activation=None, output_quantized=False)

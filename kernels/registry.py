@@ -11,13 +11,14 @@ from kernels.backends.base import Backend
 from kernels.cpu import this_cpu
 from kernels.errors import BackendUnavailable, KernelsError
 from kernels.hardware_profile import SCHEMA_VERSION, HardwareProfile
+from kernels.profiles import shipped_names, shipped_profile
 
 LOCAL_PROFILES = ("cpu-local", "cpu-local-openvino", "fake")
 
 
 def profile_names() -> tuple[str, ...]:
     """Names `load_profile` knows besides paths to profile files."""
-    return LOCAL_PROFILES
+    return (*LOCAL_PROFILES, *shipped_names())
 
 
 def load_profile(name_or_path: str) -> HardwareProfile:
@@ -37,6 +38,8 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         from kernels.backends.fake import fake_profile
 
         return fake_profile()
+    if name_or_path in shipped_names():
+        return shipped_profile(name_or_path)
     if name_or_path.endswith(".json"):
         return read_profile(Path(name_or_path))
     raise KernelsError(

@@ -10,15 +10,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from kernels.errors import NotMeasured
+from kernels.estimate import estimate
 from kernels.hardware_profile import HardwareProfile
 from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
 from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape, OpShape, parse_op_shape
-from kernels.precision import FP32, Precision
+from kernels.precision import Precision
 from search.latency.rows import Pair
 
-BITS_PER_BYTE = 8
-_MICROSECONDS = 1e6
-_UNIT = {"TOPS": 1e12, "TFLOPS": 1e12, "GB/s": 1e9}
 INTERPOLATED_RUN, ESTIMATED_RUN = "interpolated", "estimated"
 
 
@@ -94,41 +92,24 @@ def interpolate_row(table: LatencyTable, op: OpShape, precision: Precision, thre
 
 
 def estimate_row(profile: HardwareProfile, op: OpShape, precision: Precision, threads: int) -> LatencyRow:
-    """Roofline time of a pair: the longer of its arithmetic at peak and its bytes at peak bandwidth; a lower bound
-    without an interval (no samples).
+    """The row of `kernels.estimate`: no samples, and no interval because none is known.
 
-    Peaks are looked up in the profile as the arithmetic that runs (`int8`, `int4`, `fp32`, …) and `memory`. Raises
-    `NotMeasured` (`no_peak`) where the profile cites none.
+    Raises `NotMeasured` (`no_peak`) where the profile cites no peak for the arithmetic or the memory.
     """
-    arithmetic = _arithmetic(profile, op, precision)
-    missing = [name for name in (arithmetic, "memory") if name not in profile.peaks]
-    if missing:
-        raise NotMeasured(
-            f"profile {profile.slug!r} cites no peak rate for {' and '.join(missing)}",
-            hint="measure the op on the device, or give the profile a peak with its source",
-            code="no_peak",
-        )
-    activation_bits = precision.activation_bits if precision.quantizes_activations else FP32.activation_bits
-    moved = (
-        op.weight_count * precision.weight_bits + (op.input_elements + op.output_elements) * activation_bits
-    ) / BITS_PER_BYTE
-    peak, memory = profile.peaks[arithmetic], profile.peaks["memory"]
-    seconds = max(2 * op.macs / (peak.value * _UNIT[peak.unit]), moved / (memory.value * _UNIT[memory.unit]))
-    median_us = seconds * _MICROSECONDS
-    support = profile.support.get((op.kind, precision.name))
+    found = estimate(profile, op, precision)
     return LatencyRow(
         signature=op.signature,
         precision=precision.name,
         threads=threads,
-        median_us=median_us,
-        ci_low_us=median_us,
-        ci_high_us=median_us,
-        p05_us=median_us,
-        p95_us=median_us,
+        median_us=found.us,
+        ci_low_us=found.us,
+        ci_high_us=found.us,
+        p05_us=found.us,
+        p95_us=found.us,
         samples=0,
         status=RowStatus.ESTIMATED,
         scope=RowScope.KERNEL,
-        executed_kernel=support.kernel if support else "",
+        executed_kernel=found.kernel,
         run=ESTIMATED_RUN,
     )
 
@@ -152,18 +133,4 @@ def fill_missing(
                 raise
             estimated.append(estimate_row(estimates_from, op, precision, threads))
     filled = table.extended(interpolated, INTERPOLATED_RUN, {"method": "log-log in rows of work"})
-    return filled.extended(estimated, ESTIMATED_RUN, {"method": "roofline of cited peaks"})
-
-
-def _arithmetic(profile: HardwareProfile, op: OpShape, precision: Precision) -> str:
-    if precision.is_float:
-        return precision.name
-    if not precision.quantizes_activations:
-        return FP32.name
-    support = profile.support.get((op.kind, precision.name))
-    bits = (
-        8
-        if support is not None and support.via == "via_int8"
-        else max(precision.weight_bits, precision.activation_bits)
-    )
-    return f"int{bits}"
+    return filled.extended(estimated, ESTIMATED_RUN, {"method": "roofline of cited peaks and achieved shares"})

@@ -15,13 +15,13 @@ from kernels.hardware_profile import HardwareProfile, Peak
 from kernels.op_shape import LinearShape
 from kernels.precision import FP32, Precision
 from kernels.recipe import Granularity
-from kernels.registry import backend_for, load_profile, profile_names
+from kernels.registry import LOCAL_PROFILES, backend_for, load_profile
 
 OLD_CPU = DeviceIdentity("cpu", "old", 4, 1 << 33, isa=("avx2",), os="Linux x86_64")
 ARM_CPU = DeviceIdentity("cpu", "arm", 4, 1 << 33, isa=("asimd", "asimddp"), os="Linux aarch64")
 
 
-@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("name", LOCAL_PROFILES)
 def test_named_profiles_round_trip_and_find_their_backend(name: str) -> None:
     profile = load_profile(name)
     assert profile.slug == name
@@ -31,7 +31,7 @@ def test_named_profiles_round_trip_and_find_their_backend(name: str) -> None:
     assert backend_for(profile).name == profile.runtime
 
 
-@pytest.mark.parametrize("name", profile_names())
+@pytest.mark.parametrize("name", LOCAL_PROFILES)
 def test_every_quantized_pair_has_a_recipe_and_full_precision_has_none(name: str) -> None:
     profile = load_profile(name)
     for kind, precision in profile.support:
