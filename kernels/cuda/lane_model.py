@@ -1,0 +1,209 @@
+"""Lane model: the 4-bit kernels' index arithmetic in numpy, lane by lane, as the proof that layout and fragments agree.
+
+Arrays of registers have shape (32, registers). `mma_*` place every register of every lane where the instruction set
+says it belongs (PTX ISA, "Matrix Fragments for mma"), multiply the matrices in int64 or float64 and hand the result
+back in the lanes' own order; nothing here knows how the kernels pack. `gemm_*` then do per tile of 16 × 8 × 64 what one
+warp of a kernel does: the same loads at the same offsets, the same unpacking, the same sequence of instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernels.cuda.packing import (
+    HIGH_NIBBLES,
+    K_ALIGNMENT,
+    LANES,
+    NIBBLE,
+    SIGNED_ZERO_POINT,
+    STEPS_PER_BLOCK,
+    STRIP_ROWS,
+    FragmentWeights,
+    padded_k,
+)
+
+Array = np.ndarray[Any, Any]
+TileProduct = Callable[[Array, Array], Array]
+
+LANE = np.arange(LANES)
+G, T = LANE >> 2, LANE & 3
+TILE_M, TILE_N = 16, 8
+
+
+def mma_m16n8k32_s8(a: Array, b: Array, c: Array) -> Array:
+    """C + A·B with A 16 × 32 and B 32 × 8 of int8: registers (32, 4), (32, 2) and int64 (32, 4)."""
+    return c + _m16n8(_bytes(a), _bytes(b))
+
+
+def mma_m16n8k64_s4(a: Array, b: Array, c: Array) -> Array:
+    """C + A·B with A 16 × 64 and B 64 × 8 of int4, whose nibble i of a register is the lane's i-th k."""
+    return c + _m16n8(_signed_nibbles(a), _signed_nibbles(b))
+
+
+def mma_m16n8k16_f16(a: Array, b: Array, c: Array) -> Array:
+    """C + A·B with A 16 × 16 and B 16 × 8: (32, 4, 2) and (32, 2, 2) values, two per register, float64 (32, 4)."""
+    return c + _m16n8(a, b)
+
+
+def mma_m8n8_s8(a: Array, b: Array, c: Array) -> Array:
+    """Turing's m8n8k16: one register of A (row g), one of B (column g), C (32, 2) at row g and columns 2t, 2t + 1."""
+    return c + _m8n8(_bytes(a[:, None]), _bytes(b[:, None]))
+
+
+def mma_m8n8_s4(a: Array, b: Array, c: Array) -> Array:
+    """Turing's m8n8k32 of int4."""
+    return c + _m8n8(_signed_nibbles(a[:, None]), _signed_nibbles(b[:, None]))
+
+
+def times16_low(words: Array) -> Array:
+    return np.asarray((words << np.uint32(4)) & HIGH_NIBBLES)
+
+
+def times16_high(words: Array) -> Array:
+    return np.asarray(words & HIGH_NIBBLES)
+
+
+def w4a8_tile(x: Array, words: Array) -> Array:
+    """16 × (activations 16 × 64 bytes)·(weights 8 rows of 8 words)ᵀ as lanes hold it, int64 (32, 4).
+
+    A lane loads 16 bytes of rows g and g + 8 at byte 16t, and words 2t and 2t + 1 of weight row g.
+    """
+    low_row, high_row = _row_registers(x, G), _row_registers(x, G + 8)
+    w0, w1 = words[G, 2 * T], words[G, 2 * T + 1]
+    sums = np.zeros((LANES, 4), np.int64)
+    for half, unpack in enumerate((times16_low, times16_high)):
+        a = np.stack([low_row[:, half], high_row[:, half], low_row[:, 2 + half], high_row[:, 2 + half]], axis=1)
+        sums = mma_m16n8k32_s8(a, np.stack([unpack(w0), unpack(w1)], axis=1), sums)
+    return sums
+
+
+def w4a4_tile(x: Array, words: Array) -> Array:
+    """256 × (16 rows of 8 words)·(8 rows of 8 words)ᵀ, int64 (32, 4): both operands unpacked to 16 times the code."""
+    a = np.stack([x[G, 2 * T], x[G + 8, 2 * T], x[G, 2 * T + 1], x[G + 8, 2 * T + 1]], axis=1)
+    b = np.stack([words[G, 2 * T], words[G, 2 * T + 1]], axis=1)
+    sums = mma_m16n8k32_s8(times16_low(a), times16_low(b), np.zeros((LANES, 4), np.int64))
+    return mma_m16n8k32_s8(times16_high(a), times16_high(b), sums)
+
+
+def s4_tile(x: Array, words: Array) -> Array:
+    """The same product by one `mma.m16n8k64.s4`, times 1."""
+    a = np.stack([x[G, 2 * T], x[G + 8, 2 * T], x[G, 2 * T + 1], x[G + 8, 2 * T + 1]], axis=1)
+    return mma_m16n8k64_s4(a, np.stack([words[G, 2 * T], words[G, 2 * T + 1]], axis=1), np.zeros((LANES, 4), np.int64))
+
+
+def s4_tile_turing(x: Array, words: Array) -> Array:
+    """The same product by four `mma.m8n8k32.s4`: two halves of the rows times two halves of k."""
+    halves = []
+    for rows in (G, G + 8):
+        sums = np.zeros((LANES, 2), np.int64)
+        for word in (0, 1):
+            sums = mma_m8n8_s4(x[rows, 2 * T + word], words[G, 2 * T + word], sums)
+        halves.append(sums)
+    return np.concatenate(halves, axis=1)
+
+
+def gemm_words(x: Array, words: Array, tile: TileProduct) -> Array:
+    """int64 (M, N) of an integer kernel over whole matrices, M and N cut into tiles of 16 × 8 with guarded edges.
+
+    `x` is int8 (M, K) for `w4a8_tile`, and uint32 words (M, padded K / 8) for the 4-bit tiles.
+    """
+    per_block = K_ALIGNMENT if x.dtype == np.int8 else K_ALIGNMENT // 8
+    blocks = words.shape[1] // (K_ALIGNMENT // 8)
+    m, n = x.shape[0], words.shape[0]
+    x = np.pad(x, ((0, -m % TILE_M), (0, blocks * per_block - x.shape[1])))
+    words = np.pad(words, ((0, -n % TILE_N), (0, 0)))
+    out = np.zeros((x.shape[0], words.shape[0]), np.int64)
+    for i in range(0, x.shape[0], TILE_M):
+        for j in range(0, words.shape[0], TILE_N):
+            for block in range(blocks):
+                part = tile(
+                    x[i : i + TILE_M, block * per_block : (block + 1) * per_block],
+                    words[j : j + TILE_N, block * 8 : (block + 1) * 8],
+                )
+                out[i + G, j + 2 * T] += part[:, 0]
+                out[i + G, j + 2 * T + 1] += part[:, 1]
+                out[i + G + 8, j + 2 * T] += part[:, 2]
+                out[i + G + 8, j + 2 * T + 1] += part[:, 3]
+    return out[:m, :n]
+
+
+def gemm_fragments(x: Array, weights: FragmentWeights) -> Array:
+    """float64 (M, N) of the weight-only kernel: weights are the A operand, eight rows of activations the B operand.
+
+    Sums of one group are scaled by its ratio when the group ends, and the row by its channel scale at the end.
+    """
+    m = x.shape[0]
+    strips, blocks = weights.words.shape[:2]
+    x = np.pad(x.astype(np.float64), ((0, -m % TILE_N), (0, padded_k(weights.k) - weights.k)))
+    group = padded_k(weights.k) if weights.group_size is None else weights.group_size
+    out = np.zeros((x.shape[0], strips * STRIP_ROWS))
+    for strip in range(strips):
+        for token in range(0, x.shape[0], TILE_N):
+            sums, part = np.zeros((LANES, 4)), np.zeros((LANES, 4))
+            for step in range(blocks * STEPS_PER_BLOCK):
+                k = 16 * step
+                word = weights.words[strip, step // STEPS_PER_BLOCK, :, step % STEPS_PER_BLOCK]
+                b = np.stack([x[token + G, k + 2 * T + i] for i in (0, 1, 8, 9)], axis=1).reshape(LANES, 2, 2)
+                part = mma_m16n8k16_f16(_fragment(word, weights, strip, k // group), b, part)
+                if (k + 16) % group == 0 or step + 1 == blocks * STEPS_PER_BLOCK:
+                    ratio = np.ones((8, 2)) if weights.ratios is None else weights.ratios[strip, k // group]
+                    sums += part * np.repeat(ratio[G].astype(np.float64), 2, axis=1)
+                    part = np.zeros((LANES, 4))
+            row = STRIP_ROWS * strip + G
+            out[token + 2 * T, row], out[token + 2 * T + 1, row] = sums[:, 0], sums[:, 1]
+            out[token + 2 * T, row + 8], out[token + 2 * T + 1, row + 8] = sums[:, 2], sums[:, 3]
+    return np.asarray(out[:m, : weights.n] * weights.channel_scale)
+
+
+def _fragment(word: Array, weights: FragmentWeights, strip: int, group: int) -> Array:
+    """(32, 4, 2) weights of one word per lane, less their zero point: registers r and halves h at bit 4r + 16h."""
+    shifts = np.array([[4 * r + 16 * h for h in range(2)] for r in range(4)], np.uint32)
+    values = ((word[:, None, None] >> shifts) & NIBBLE).astype(np.float64)
+    if weights.zero_points is None:
+        return values - SIGNED_ZERO_POINT
+    pair = weights.zero_points[strip, group][G].astype(np.float64)
+    return np.asarray(values - pair[:, [0, 1, 0, 1], None])
+
+
+def _row_registers(x: Array, rows: Array) -> Array:
+    """uint32 (32, 4): the 16 bytes at column 16t of the given rows, one row per lane."""
+    return np.ascontiguousarray(x[rows[:, None], 16 * T[:, None] + np.arange(16)]).view("<u4")
+
+
+def _bytes(registers: Array) -> Array:
+    return np.ascontiguousarray(registers, np.uint32)[..., None].view(np.int8).astype(np.int64)
+
+
+def _signed_nibbles(registers: Array) -> Array:
+    nibbles = (np.asarray(registers, np.uint32)[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & NIBBLE
+    return np.asarray((nibbles.astype(np.int64) ^ 8) - 8)
+
+
+def _m16n8(a: Array, b: Array) -> Array:
+    """A·B from (32, 4, e) and (32, 2, e) values of e per register, in the accumulator's lane order (32, 4)."""
+    width = a.shape[2]
+    left, right = np.zeros((16, 8 * width), a.dtype), np.zeros((8 * width, 8), b.dtype)
+    for e in range(width):
+        near, far = width * T + e, width * (T + 4) + e
+        left[G, near], left[G + 8, near], left[G, far], left[G + 8, far] = (
+            a[:, 0, e],
+            a[:, 1, e],
+            a[:, 2, e],
+            a[:, 3, e],
+        )
+        right[near, G], right[far, G] = b[:, 0, e], b[:, 1, e]
+    product = left @ right
+    rows, columns = np.stack([G, G, G + 8, G + 8], axis=1), np.stack([2 * T, 2 * T + 1] * 2, axis=1)
+    return np.asarray(product[rows, columns])
+
+
+def _m8n8(a: Array, b: Array) -> Array:
+    width = a.shape[2]
+    left, right = np.zeros((8, 4 * width), a.dtype), np.zeros((4 * width, 8), b.dtype)
+    for e in range(width):
+        left[G, width * T + e], right[width * T + e, G] = a[:, 0, e], b[:, 0, e]
+    product = left @ right
+    return np.stack([product[G, 2 * T], product[G, 2 * T + 1]], axis=1)
