@@ -4,6 +4,8 @@
     ├── BadTable              the file is not a latency table we can read: ask for another file
     ├── UnsupportedPrecision  this device and runtime cannot run the pair: offer another precision
     ├── BackendUnavailable    the runtime or device is not here: measure elsewhere
+    ├── CompilationFailed     a CUDA kernel does not compile: a defect to report
+    │   └── UnsupportedInstruction    …because the architecture lacks an instruction: choose another kernel
     └── NotMeasured           the table has no such row: measure it, or ask for estimates
 
 Every error carries a stable `code`, a sentence with the values, and a `hint` saying what to do.
@@ -40,3 +42,11 @@ class BackendUnavailable(KernelsError):
 
 class NotMeasured(KernelsError):
     code = "not_measured"
+
+
+class CompilationFailed(KernelsError):
+    code = "compilation_failed"
+
+
+class UnsupportedInstruction(CompilationFailed):
+    code = "unsupported_instruction"
