@@ -1,0 +1,74 @@
+"""`bitwright-server` with points where it stops on request, so that a test can kill it exactly there.
+
+    python -m tests.faults.pausing worker|api|reaper
+
+In the folder `FAULT_FOLDER`, a file `arm.<point>` makes the next process that comes by rename it to
+`at.<point>` and wait there for `go.<point>`; the file then holds its process id.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+import workers.claims as claims
+from workers import server_cli
+
+POINTS = ("before_claim", "before_commit", "inside_commit", "after_commit", "before_answer")
+
+
+def pause(point: str) -> None:
+    folder = Path(os.environ["FAULT_FOLDER"])
+    armed, here = folder / f"arm.{point}", folder / f"at.{point}"
+    try:
+        os.rename(armed, folder / f"coming.{point}")
+    except FileNotFoundError:
+        return
+    (folder / f"coming.{point}").write_text(str(os.getpid()))
+    os.rename(folder / f"coming.{point}", here)
+    while not (folder / f"go.{point}").exists():
+        time.sleep(0.01)
+
+
+def _around(function: Callable[..., Any], before: str | None = None, after: str | None = None) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        if before:
+            pause(before)
+        result = function(*arguments, **named)
+        if after:
+            pause(after)
+        return result
+
+    return wrapped
+
+
+def _in_transaction(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Pauses when all of a finished stage is written and nothing of it committed."""
+
+    def wrapped(session: Session, study: Any) -> None:
+        function(session, study)
+        finished = any(getattr(row, "kind", "") == "stage_succeeded" for row in session.identity_map.values())
+        if finished:
+            pause("inside_commit")
+
+    return wrapped
+
+
+def install() -> None:
+    claims.claim = _around(claims.claim, before="before_claim")
+    claims.succeed = _around(claims.succeed, before="before_commit", after="after_commit")
+    claims.settle = _in_transaction(claims.settle)  # type: ignore[attr-defined]
+    import service.studies.router as studies
+
+    studies.submit_study = _around(studies.submit_study)  # type: ignore[attr-defined]
+    studies._seen = _around(studies._seen, before="before_answer")
+
+
+if __name__ == "__main__":
+    install()
+    server_cli.app()
