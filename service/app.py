@@ -6,17 +6,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from service import artifacts, health
 from service.blobs import Blobs
 from service.dashboard.router import install_dashboard
 from service.datasets.router import router as datasets
-from service.dependencies import Parts
+from service.dependencies import Parts, check_json_text
 from service.errors import declare_problems, install_error_handlers
 from service.gateway import Gateway
 from service.hardware_profiles.router import router as hardware_profiles
+from service.keys.access import install_access, scoped
+from service.keys.pages import router as login_pages
+from service.keys.scopes import Noun
+from service.metrics import install_metrics
 from service.models.router import router as models
 from service.queue.celery_settings import make_celery
 from service.queue.outbox import Sender, celery_sender
@@ -24,6 +28,15 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from service.studies.router import router as studies
 from service.version import VERSION
+
+# The noun is what a key's scopes name: reading asks for <noun>:read, every other method for <noun>:write.
+ROUTERS: tuple[tuple[Noun, APIRouter], ...] = (
+    ("models", models),
+    ("datasets", datasets),
+    ("hardware", hardware_profiles),
+    ("studies", studies),
+    ("studies", artifacts.router),
+)
 
 
 def create_app(settings: Settings | None = None, *, send: Sender | None = None) -> FastAPI:
@@ -50,10 +63,14 @@ def create_app(settings: Settings | None = None, *, send: Sender | None = None) 
         blobs=Blobs(settings.resolved_blob_url),
         send=send or celery_sender(make_celery(settings)),
     )
-    for router in (models, datasets, hardware_profiles, studies, artifacts.router, health.router):
-        app.include_router(router)
+    for noun, router in ROUTERS:
+        app.include_router(router, dependencies=[scoped(noun), Depends(check_json_text)])
+    app.include_router(health.router)
+    app.include_router(login_pages)
     install_dashboard(app)
+    install_access(app)
     install_error_handlers(app)
+    install_metrics(app, settings, database)
     app.add_middleware(Gateway, settings=settings)
 
     def openapi() -> dict[str, Any]:

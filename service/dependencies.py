@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from service.blobs import Blobs
+from service.errors import malformed_json
+from service.keys.keys import UseNotes
 from service.queue.outbox import Sender
 from service.settings import Settings
 from service.store.database import Database
+
+_SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,7 @@ class Parts:
     database: Database
     blobs: Blobs
     send: Sender
+    key_uses: UseNotes = field(default_factory=UseNotes)
 
 
 def parts_of(request: Request) -> Parts:
@@ -37,6 +45,35 @@ def _write(request: Request) -> Iterator[Session]:
 def _read(request: Request) -> Iterator[Session]:
     with parts_of(request).database.read() as session:
         yield session
+
+
+async def check_json_text(request: Request) -> None:
+    """Refuse JSON whose strings no database column can hold: NUL characters and lone surrogates."""
+    if "json" not in request.headers.get("content-type", ""):
+        return
+    body = await request.body()
+    if _SUSPECT.search(body) is None:
+        return
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return  # the handler's own reading refuses it
+    if any("\0" in text or _HALF_PAIR.search(text) for text in _texts(document)):
+        raise malformed_json("the body holds a NUL character or half a surrogate pair")
+
+
+def _texts(document: object) -> Iterator[str]:
+    """Every string of a JSON document, keys included."""
+    waiting = [document]
+    while waiting:
+        match waiting.pop():
+            case str() as text:
+                yield text
+            case list() as items:
+                waiting.extend(items)
+            case dict() as fields:
+                waiting.extend(fields.keys())
+                waiting.extend(fields.values())
 
 
 # scope="function" ends the transaction before the response starts. The default would commit after the body was

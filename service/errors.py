@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from http import HTTPStatus
@@ -11,11 +12,16 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy import exc as database_errors
 from starlette.exceptions import HTTPException
+
+from service.blobs import BlobMissing
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
-DECLARED_STATUSES = (400, 403, 404, 405, 409, 413, 415, 416, 422, 500, 503)
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+DATABASE_RETRY_S = 2.0
+DECLARED_STATUSES = (400, 401, 403, 404, 405, 408, 409, 410, 413, 415, 416, 422, 500, 503, 507)
 
 
 class FieldError(BaseModel):
@@ -105,8 +111,54 @@ def internal_problem() -> Problem:
     )
 
 
+def storage_full() -> Problem:
+    return Problem(507, "storage_full", "the server has no room for this", hint="ask its operator; nothing was stored")
+
+
+def _of_database(error: Exception) -> Problem | None:
+    """What a database error means to the caller; None when it is a fault of ours."""
+    if isinstance(error, database_errors.DataError):
+        detail = "a value cannot be stored: a NUL character, or a number out of range"
+        return Problem(422, "invalid_request", detail, hint="send plain text and numbers of at most 63 bits")
+    if isinstance(error, database_errors.OperationalError) and "full" in str(error.orig):
+        return storage_full()
+    away = (database_errors.OperationalError, database_errors.InterfaceError, database_errors.TimeoutError)
+    if isinstance(error, away):
+        return Problem(
+            503,
+            "database_unavailable",
+            "the database does not answer",
+            hint="send the request again in a moment",
+            retry_after_s=DATABASE_RETRY_S,
+        )
+    return None
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Make every error of the application a problem document."""
+
+    @app.exception_handler(database_errors.SQLAlchemyError)
+    async def database_error(request: Request, error: database_errors.SQLAlchemyError) -> JSONResponse:
+        problem = _of_database(error)
+        if problem is None:
+            raise error
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+        return problem_response(request, problem)
+
+    @app.exception_handler(OSError)
+    async def system_error(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in NO_SPACE:
+            raise error
+        log.error("%s %s: %s", request.method, request.url.path, error)
+        return problem_response(request, storage_full())
+
+    @app.exception_handler(BlobMissing)
+    async def blob_missing(request: Request, error: BlobMissing) -> JSONResponse:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+        problem = Problem(
+            500, "blob_missing", "the server has lost the bytes of this file", hint="restore the blob store's backup"
+        )
+        return problem_response(request, problem)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -122,9 +174,9 @@ def install_error_handlers(app: FastAPI) -> None:
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         found = error.errors()
         if any(one["type"] == "json_invalid" for one in found):
-            return problem_response(
-                request, Problem(400, "malformed_json", "the body is not JSON", hint="send one UTF-8 JSON object")
-            )
+            return problem_response(request, malformed_json("the body is not JSON"))
+        if isinstance(error.body, bytes) and error.body:
+            return problem_response(request, _json_expected(request))
         errors = [FieldError(pointer=_pointer(one["loc"]), message=str(one["msg"])) for one in found]
         return problem_response(
             request,
@@ -132,6 +184,17 @@ def install_error_handlers(app: FastAPI) -> None:
                 422, "invalid_request", f"{len(errors)} field(s) are wrong", hint="each entry of errors", errors=errors
             ),
         )
+
+
+def malformed_json(detail: str) -> Problem:
+    return Problem(400, "malformed_json", detail, hint="send one UTF-8 JSON object")
+
+
+def _json_expected(request: Request) -> Problem:
+    given = request.headers.get("content-type", "")[:100]
+    return Problem(
+        415, "media_type_unsupported", f"content type {given!r} is not JSON", hint="send Content-Type: application/json"
+    )
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -53,7 +53,7 @@ class Gateway:
             await send(message)
 
         request = Request(scope, receive)
-        refusal = self._refusal(scope["method"], headers)
+        refusal = self._refusal(scope, headers)
         if refusal is not None:
             await problem_response(request, refusal)(scope, receive, send_with_headers)
             return
@@ -65,8 +65,9 @@ class Gateway:
                 raise
             await problem_response(request, internal_problem())(scope, receive, send_with_headers)
 
-    def _refusal(self, method: str, headers: Headers) -> Problem | None:
-        host = headers.get("host", "")
+    def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
+        method, path, query = scope["method"], scope["path"], scope["query_string"]
+        host = headers.get("host", "").lower()
         if _without_port(host) not in self._settings.allowed_hosts:
             return Problem(
                 400,
@@ -74,8 +75,12 @@ class Gateway:
                 f"this server does not answer to the host {host[:100]!r}",
                 hint="add the name to BITWRIGHT_ALLOWED_HOSTS if it is yours",
             )
+        if "\x00" in path or b"%00" in query:
+            return Problem(400, "bad_request", "the address holds a NUL character", hint="leave it out")
+        if (size := headers.get("content-length", "")).isdecimal() and int(size) > self._limit(headers, path):
+            return _too_large(self._limit(headers, path))
         origin = headers.get("origin")
-        if method not in _SAFE_METHODS and origin is not None and urlsplit(origin).netloc != host:
+        if method not in _SAFE_METHODS and origin is not None and urlsplit(origin).netloc.lower() != host:
             return Problem(
                 403,
                 "cross_site",
@@ -84,10 +89,16 @@ class Gateway:
             )
         return None
 
+    def _limit(self, headers: Headers, path: str) -> int:
+        if headers.get("content-type", "").startswith("multipart/"):
+            return self._settings.upload_limit_bytes
+        if path.endswith("/latency-tables"):
+            return self._settings.table_limit_bytes
+        return self._settings.body_limit_bytes
+
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """Counts the body; uploads have their own, larger limit. Content-Length is never trusted."""
-        is_upload = Headers(scope=scope).get("content-type", "").startswith("multipart/")
-        limit = self._settings.upload_limit_bytes if is_upload else self._settings.body_limit_bytes
+        limit = self._limit(Headers(scope=scope), scope["path"])
         seen = 0
 
         async def counted() -> Message:
@@ -96,12 +107,14 @@ class Gateway:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > limit:
-                    raise Problem(
-                        413, "too_large", f"the body is larger than {limit} bytes", hint="send less, or raise the limit"
-                    )
+                    raise _too_large(limit)
             return message
 
         return counted
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, "too_large", f"the body is larger than {limit} bytes", hint="send less, or raise the limit")
 
 
 def _without_port(host: str) -> str:

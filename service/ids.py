@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _LENGTH = 16
 
 
 def new_id(kind: str) -> str:
     """A fresh id such as `study_3f9k2m8q1x7c4v6b`: 80 random bits in an alphabet without look-alikes."""
-    return f"{kind}_" + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+    return f"{kind}_" + "".join(secrets.choice(ALPHABET) for _ in range(_LENGTH))

@@ -6,6 +6,7 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -36,11 +37,32 @@ class Settings(BaseSettings):
         description="Host names requests may carry; guards against DNS rebinding.",
     )
 
+    auth: Literal["off", "keys"] = Field(
+        default="off",
+        description="`keys`: every request must carry a key. `off` is for an address only this machine can reach.",
+    )
+    login_s: float = Field(default=43200.0, gt=0, description="How long a browser stays logged in to the dashboard.")
+
     upload_limit_bytes: int = Field(default=2 << 30, gt=0, description="Largest accepted upload.")
+    upload_idle_s: float = Field(default=60.0, gt=0, description="An upload that sends nothing this long is ended.")
+    archive_ratio_limit: float = Field(
+        default=200.0, ge=1, description="An archive that unpacks to more than this times its size is refused."
+    )
+    table_limit_bytes: int = Field(default=32 << 20, gt=0, description="Largest accepted latency table.")
+    dataset_lifetime_s: float = Field(
+        default=0.0, ge=0, description="Datasets are deleted this long after their upload; 0 keeps them."
+    )
     body_limit_bytes: int = Field(default=1 << 20, gt=0, description="Largest accepted JSON body.")
     wait_limit_s: float = Field(default=25.0, gt=0, description="Longest a poll with ?wait= is held.")
     poll_s: float = Field(default=2.0, gt=0, description="Suggested poll interval, sent as Retry-After.")
     idempotency_s: float = Field(default=86400.0, gt=0, description="How long an Idempotency-Key is remembered.")
+
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people, or one JSON object each for a collector."
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="Least severe log line written."
+    )
 
     lease_s: float = Field(
         default=15.0, gt=0, description="A stage whose worker is silent this long is given to another."
@@ -54,6 +76,9 @@ class Settings(BaseSettings):
         default=5.0, ge=0, description="Wait before the second attempt; grows fourfold each time."
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a stage whose worker dies before it fails.")
+    outage_s: float = Field(
+        default=3600.0, ge=0, description="How long a worker keeps a stage's result while the database is away."
+    )
     worker_silent_s: float = Field(default=30.0, gt=0, description="A worker unheard of for this long counts as gone.")
 
     stage_wall_s: float = Field(default=7200.0, gt=0, description="Longest wall time of one stage.")

@@ -23,11 +23,13 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
+from workers import keys_cli
 from workers.hardware import Announcement, Presence, probe_profiles, queues_for
 from workers.processes import ManagedProcess, end_all
-from workers.reaper import reap_calmly, run_reaper
+from workers.reaper import Reaper, run_reaper
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app.add_typer(keys_cli.app, name="keys")
 LOOK_EVERY_S = 0.25
 DataFolder = Annotated[Path | None, typer.Option(help="Folder of database, messages and files; default .bitwright")]
 Stages = Annotated[str | None, typer.Option(help="Where stage children find their functions, as module:attribute")]
@@ -69,9 +71,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _refuse_open_bind(host: str) -> None:
-    if not is_loopback(host):
-        typer.echo(f"refusing to listen on {host}: without keys, only this machine may reach the server", err=True)
+def _refuse_open_bind(settings: Settings) -> None:
+    if settings.auth == "off" and not is_loopback(settings.host):
+        typer.echo(
+            f"refusing to listen on {settings.host}: without keys, only this machine may reach the server; "
+            "set BITWRIGHT_AUTH=keys and make one: bitwright-server keys create",
+            err=True,
+        )
         raise typer.Exit(2)
 
 
@@ -93,7 +99,7 @@ def api(data_folder: DataFolder = None) -> None:
 
     _log_to_stderr()
     settings = _settings(data_folder)
-    _refuse_open_bind(settings.host)
+    _refuse_open_bind(settings)
     uvicorn.run(
         create_app(settings), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3
     )
@@ -144,7 +150,8 @@ def reaper(data_folder: DataFolder = None) -> None:
     settings = _settings(data_folder)
     database = Database(settings.resolved_database_url)
     with _ending() as ended:
-        run_reaper(settings, database, celery_sender(make_celery(settings)), ended.wait)
+        rounds = Reaper(settings, database, celery_sender(make_celery(settings)))
+        run_reaper(rounds, settings.reap_s, ended.wait)
     database.close()
 
 
@@ -158,11 +165,11 @@ def up(
     """Everything on this machine: database, API, dashboard, one worker and the reaper. Ctrl-C ends it."""
     _log_to_stderr()
     settings = _settings(data_folder, stages, host=host, port=port)
-    _refuse_open_bind(settings.host)
+    _refuse_open_bind(settings)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url)
     migrate_database(database)
-    send = celery_sender(make_celery(settings))
+    rounds = Reaper(settings, database, celery_sender(make_celery(settings)))
     environment = settings.as_environment()
     processes = [
         ManagedProcess("api", ("workers.server_cli", "api"), environment),
@@ -177,7 +184,7 @@ def up(
                 for process in processes:
                     process.keep_running()
                 if time.monotonic() >= next_round:
-                    reap_calmly(settings, database, send)
+                    rounds.round()
                     next_round = time.monotonic() + settings.reap_s
                 if not told and _answers(settings) and _has_worker(settings, database, started_at):
                     typer.echo(f"Bitwright is up: http://{settings.host}:{settings.port}/")

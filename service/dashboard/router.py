@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from service.dependencies import ReadSession, TheParts
 from service.errors import not_found
+from service.keys.access import page_access
 from service.paging import page_of, page_query
 from service.store.models import StudyRow
 from service.studies.view import see_study, study_summary
@@ -21,7 +22,7 @@ HERE = Path(__file__).parent
 PAGE_ROWS = 50
 templates = Jinja2Templates(HERE / "templates")
 templates.env.globals["server_version"] = VERSION
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, dependencies=[page_access()])
 
 
 @router.get("/")
