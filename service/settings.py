@@ -76,6 +76,9 @@ class Settings(BaseSettings):
         default=5.0, ge=0, description="Wait before the second attempt; grows fourfold each time."
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts of a stage whose worker dies before it fails.")
+    stall_s: float = Field(
+        default=60.0, gt=0, description="An idle worker that leaves due stages unclaimed this long starts anew."
+    )
     outage_s: float = Field(
         default=3600.0, ge=0, description="How long a worker keeps a stage's result while the database is away."
     )
