@@ -22,6 +22,7 @@ LAUNCH_US = {"gpu": 2.0}
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 32), (16, 64))
 FULL_REUSE = 64.0
 """Products per loaded value of a 128 x 128 tile, from which on shared memory no longer limits the tensor cores."""
+CODE_BITS = 8
 SPLITS = (1, 2, 4, 8)
 LEAST_SPLIT = 256
 LEAST_ROWS, LEAST_COLUMNS = 16, 4
@@ -107,8 +108,13 @@ def _tiled_us(
     """Waves of tiles over the multiprocessors; a small tile reuses what it loads less and computes slower."""
     m, n = tile
     tiles = groups * math.ceil(rows / m) * math.ceil(columns / n) * split
-    reuse = min(1.0, m * n / (m + n) / FULL_REUSE) ** 0.5
+    reuse = math.sqrt(min(1.0, m * n / (m + n) / FULL_REUSE))
     return math.ceil(tiles / cores) * 2.0 * m * n * math.ceil(depth / split) / (rate * reuse) * US
+
+
+def conversion_us(profile: HardwareProfile) -> float:
+    """Microseconds per activation element that is quantized or dequantized: a float and a code pass the memory."""
+    return (FP32.activation_bits + CODE_BITS) / 8 / _rate(profile, "memory", "memory") * US
 
 
 def product_of(op: LinearShape | Conv2dShape) -> tuple[int, int, int, int]:

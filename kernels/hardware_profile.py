@@ -20,9 +20,10 @@ class KernelSupport:
     """How one (op kind, precision) pair runs: `via` is the kernel's own compute format.
 
     `native`: the arithmetic is done in the stored format. `via_int8`: fewer stored bits on an 8-bit kernel, so
-    8-bit latency. `emulated`: correct but not faster than 8 bit; offered for its bytes only. `whole_groups`: the
-    kernel needs a reduction that the precision's group size divides. `verified`: it ran on this architecture and
-    equalled the reference; where it did not, a study may only use its estimates, and only when it asks for them.
+    8-bit latency. `via_fp16`: fewer stored bits widened to half precision. `emulated`: correct but not faster than
+    8 bit; offered for its bytes only. `whole_groups`: the kernel needs a reduction that the precision's group size
+    divides. `verified`: it ran on this architecture and equalled the reference; where it did not, a study may only
+    use its estimates, and only when it asks for them.
     """
 
     kernel: str

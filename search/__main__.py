@@ -120,10 +120,7 @@ def measure(
     out.mkdir(parents=True, exist_ok=True)
     (out / "latency_table.json").write_text(json.dumps(measured.table.to_json(), indent=1))
     (out / "latency_fit.json").write_text(json.dumps(measured.fit.to_json(), indent=1))
-    console.print(
-        f"{len(measured.table.rows)} rows, leave-one-out error {100 * measured.fit.loo_mape:.1f} % "
-        f"(at most {100 * measured.fit.loo_max:.1f} %) → {out}"
-    )
+    console.print(f"{len(measured.table.rows)} rows, {measured.fit.accuracy} → {out}")
 
 
 @app.command()

@@ -43,7 +43,8 @@ class Study:
 
     `metrics` are the sensitivities the allocation is solved from. `pins` fix layers to a precision. `precisions`, when
     given, are the only ones offered. `losses` declares output kinds by output name where they are unclear.
-    `scan_samples` bounds the samples of the sensitivity scan.
+    `scan_samples` bounds the samples of the sensitivity scan. `estimates` asks for estimated latencies on devices that
+    are not at hand; without it such a target is planned by bytes (docs/decisions/0005).
     """
 
     targets: tuple[Target, ...]
@@ -55,6 +56,7 @@ class Study:
     scan_samples: int = 256
     front_points: int = 24
     solver: str = "cbc"
+    estimates: bool = False
 
 
 def require_goals(study: Study) -> None:
@@ -76,7 +78,7 @@ def parse_study(data: Mapping[str, Any]) -> Study:
             code="bad_study",
         )
     options = data.get("options") or {}
-    known = {"metrics", "pins", "precisions", "losses", "scan_samples", "front_points", "solver"}
+    known = {"metrics", "pins", "precisions", "losses", "scan_samples", "front_points", "solver", "estimates"}
     if unknown := sorted(set(options) - known):
         raise BadSubmission(
             f"unknown options {unknown}", hint=f"options are {', '.join(sorted(known))}", code="bad_study"
@@ -95,6 +97,7 @@ def parse_study(data: Mapping[str, Any]) -> Study:
         scan_samples=_whole_number("scan_samples", options.get("scan_samples", 256), least=8),
         front_points=_whole_number("front_points", options.get("front_points", 24), least=2),
         solver=options.get("solver", "cbc"),
+        estimates=_yes_or_no("estimates", options.get("estimates", False)),
     )
 
 
@@ -140,6 +143,12 @@ def _parse_tolerance(data: Any) -> Tolerance:
         hint='write {"accuracy_drop": 0.005} or {"loss": 0.01}',
         code="bad_study",
     )
+
+
+def _yes_or_no(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise BadSubmission(f"{name} = {value!r} is neither true nor false", code="bad_study")
+    return value
 
 
 def _whole_number(name: str, value: Any, *, least: int) -> int:

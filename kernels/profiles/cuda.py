@@ -7,16 +7,12 @@ from functools import cache
 from importlib import resources
 
 from kernels import recipes
+from kernels.cuda.capability import ARCHITECTURES, Via, capability
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import KernelsError
 from kernels.hardware_profile import HardwareProfile, KernelSupport
 from kernels.recipe import Recipe
 
-ARCHITECTURES = (
-    "sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a",
-)  # fmt: skip
-NATIVE_INT4 = frozenset({"sm_75", "sm_80", "sm_86", "sm_87", "sm_89"})
-"""Later tensor cores have no 4-bit integer instruction; what the compiler emits there is slower than 8 bit."""
 GROUP = 128
 RUNTIME, RUNTIME_VERSION = "cuda", "1"
 Pair = tuple[str, str]
@@ -44,24 +40,23 @@ def cuda_profile(slug: str, device: DeviceIdentity, arch: str) -> HardwareProfil
 
 
 def _rows(arch: str) -> dict[Pair, tuple[KernelSupport, Recipe | None]]:
-    int4 = "native" if arch in NATIVE_INT4 else "via_int8"
     gemm_s8 = "gemm_s8_wgmma" if arch == "sm_90a" else "gemm_s8"
-    gemm_w4a4 = "gemm_s4_native" if arch in NATIVE_INT4 else "gemm_w4a4"
+    gemm_w4a4 = "gemm_s4_native" if capability(arch, "w4a4") is Via.NATIVE else "gemm_w4a4"
 
-    def ours(kernel: str, via: str = "native") -> KernelSupport:
-        return KernelSupport(kernel, via, verified=(kernel, arch) in _verified())
+    def ours(kernel: str, precision: str) -> KernelSupport:
+        return KernelSupport(kernel, capability(arch, precision).value, verified=(kernel, arch) in _verified())
 
     return {
         ("conv2d", "fp32"): (KernelSupport("torch"), None),
         ("conv2d", "fp16"): (KernelSupport("torch"), None),
-        ("conv2d", "w8a8"): (ours("conv_s8"), recipes.conv_symmetric_recipe(8, 8)),
-        ("conv2d", "w4a8"): (ours("conv_w4", "via_int8"), recipes.conv_symmetric_recipe(4, 8)),
+        ("conv2d", "w8a8"): (ours("conv_s8", "w8a8"), recipes.conv_symmetric_recipe(8, 8)),
+        ("conv2d", "w4a8"): (ours("conv_w4", "w4a8"), recipes.conv_symmetric_recipe(4, 8)),
         ("linear", "fp32"): (KernelSupport("torch"), None),
         ("linear", "fp16"): (KernelSupport("torch"), None),
-        ("linear", "w8a8"): (ours(gemm_s8), recipes.linear_symmetric_recipe(8, 8)),
-        ("linear", "w4a8"): (ours("gemm_w4a8", "via_int8"), recipes.linear_symmetric_recipe(4, 8)),
-        ("linear", "w4a4"): (ours(gemm_w4a4, int4), recipes.linear_symmetric_recipe(4, 4)),
-        ("linear", f"w4a16-g{GROUP}"): (ours("gemm_w4a16"), recipes.linear_groups_float(GROUP)),
+        ("linear", "w8a8"): (ours(gemm_s8, "w8a8"), recipes.linear_symmetric_recipe(8, 8)),
+        ("linear", "w4a8"): (ours("gemm_w4a8", "w4a8"), recipes.linear_symmetric_recipe(4, 8)),
+        ("linear", "w4a4"): (ours(gemm_w4a4, "w4a4"), recipes.linear_symmetric_recipe(4, 4)),
+        ("linear", f"w4a16-g{GROUP}"): (ours("gemm_w4a16", "w4a16"), recipes.linear_groups_float(GROUP)),
     }
 
 

@@ -16,7 +16,7 @@ from search.errors import BadSubmission
 from search.graph import Graph, Layer, LayerKind
 
 # `fake` computes by a formula; it takes what ONNX Runtime takes.
-RUNTIMES = ("onnxruntime_cpu", "openvino", "fake")
+RUNTIMES = ("onnxruntime_cpu", "openvino", "cuda", "fake")
 
 
 def export_assembly(graph: Graph, assembly: Assembly, runtime: str) -> onnx.ModelProto:

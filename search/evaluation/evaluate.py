@@ -226,6 +226,9 @@ def evaluate_target(
             verdict = decide(evaluated, limits, loss.unit)
         else:
             verdict = decide_within(evaluated, target.tolerance, loss.unit)
+        caveat = "" if costs.latency is None else costs.latency.caveat
+        if caveat:
+            verdict = replace(verdict, sentence=f"{verdict.sentence} {caveat}")
         report = {
             item.plan.name: bench.quality(item.plan, splits.report) for item in evaluated if item.discarded is None
         }

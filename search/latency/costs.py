@@ -27,13 +27,15 @@ class LatencyCosts:
 
     An allocation costs `constant_us` + its `choices` + the boundaries its `domains` make; that is `LatencyFit.predict`
     wherever the fit is inside its hull. Both mappings are keyed by (group name, precision name) and list full
-    precision too. A choice may cost less than nothing when its scale does.
+    precision too. A choice may cost less than nothing when its scale does. `caveat` is the fit's: a sentence for every
+    answer that rests on estimates, empty for measured ones.
     """
 
     constant_us: float
     choices: Mapping[tuple[str, str], float]
     domains: Mapping[tuple[str, str], str]
     boundaries: tuple[BoundaryCost, ...]
+    caveat: str = ""
 
 
 def latency_costs(fit: LatencyFit, groups: Sequence[LayerGroup]) -> LatencyCosts:
@@ -65,6 +67,7 @@ def latency_costs(fit: LatencyFit, groups: Sequence[LayerGroup]) -> LatencyCosts
         choices=choices,
         domains=domains,
         boundaries=_boundaries(fit, group_of),
+        caveat=fit.caveat,
     )
 
 

@@ -75,6 +75,9 @@ class LatencyFit:
 
     `loo_mape` and `loo_max` are the leave-one-out relative errors (fractions) over `runs`; show one wherever a
     predicted latency is shown. `interior` answers inside the hull of the runs, `exterior` (nothing negative) outside.
+
+    Without runs it is an estimate (see `search.latency.estimated`): no errors are known, `caveat` says so, and
+    `row_statuses` counts where its rows come from.
     """
 
     profile: str
@@ -84,10 +87,29 @@ class LatencyFit:
     runs: tuple[EndToEndRun, ...]
     interior: Coefficients
     exterior: Coefficients
-    loo_mape: float
-    loo_max: float
+    loo_mape: float | None
+    loo_max: float | None
     table_version: int = 0
     notes: tuple[str, ...] = field(default=())
+    row_statuses: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def caveat(self) -> str:
+        """What must be said beside every latency of this fit; empty when whole models were timed."""
+        if self.runs:
+            return ""
+        rows = ", ".join(f"{count} {status}" for status, count in sorted(self.row_statuses.items()))
+        return (
+            f"Latencies on {self.profile} are estimates, nothing was run there end to end (rows: {rows}); "
+            + "; ".join([*self.notes, "measure on the device before relying on them."])
+        )
+
+    @property
+    def accuracy(self) -> str:
+        """The leave-one-out error in words."""
+        if self.loo_mape is None or self.loo_max is None:
+            return "no run of the whole model to compare with"
+        return f"leave-one-out error {100 * self.loo_mape:.1f} % (at most {100 * self.loo_max:.1f} %)"
 
     def predict(self, precisions: Mapping[str, str]) -> float:
         """Microseconds of one inference of the batch; layers left out of `precisions` are in full precision."""
@@ -96,6 +118,8 @@ class LatencyFit:
 
     def is_inside(self, precisions: Mapping[str, str]) -> bool:
         """Whether the allocation lies where the runs were: its leverage is at most the largest among them."""
+        if not self.runs:
+            return False
         row = _features(self.terms, precisions, list(self.interior.scales))
         return bool(_leverage(row, self._pseudo_inverse) <= self._largest_leverage * (1 + 1e-9))
 
@@ -126,6 +150,7 @@ class LatencyFit:
             "loo_max": self.loo_max,
             "table_version": self.table_version,
             "notes": list(self.notes),
+            "row_statuses": dict(self.row_statuses),
         }
 
     @classmethod
@@ -149,6 +174,7 @@ class LatencyFit:
             loo_max=data["loo_max"],
             table_version=data["table_version"],
             notes=tuple(data["notes"]),
+            row_statuses=data.get("row_statuses", {}),
         )
 
 

@@ -6,13 +6,14 @@ import json
 
 import pytest
 
+from kernels.cuda.capability import ARCHITECTURES, Via, capability
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import KernelsError
 from kernels.estimate import UNITS
 from kernels.hardware_profile import HardwareProfile
 from kernels.precision import Precision
 from kernels.profiles import shipped_names
-from kernels.profiles.cuda import ARCHITECTURES, NATIVE_INT4, cuda_profile
+from kernels.profiles.cuda import cuda_profile
 from kernels.registry import load_profile, profile_names
 
 DEVICE = DeviceIdentity("gpu", "some GPU", 100, 1 << 34, ("sm_80",))
@@ -75,7 +76,7 @@ def test_every_pair_has_numerics_with_code_zero_as_zero(arch: str) -> None:
             if recipe.activation is not None:
                 assert recipe.activation.symmetric, "zero-fill pads a convolution with code 0"
                 assert recipe.activation.bits == precision.activation_bits
-    assert (profile.support["linear", "w4a4"].kernel == "gemm_s4_native") == (arch in NATIVE_INT4)
+    assert (profile.support["linear", "w4a4"].kernel == "gemm_s4_native") == (capability(arch, "w4a4") is Via.NATIVE)
 
 
 def test_float_formats_are_no_choices() -> None:
