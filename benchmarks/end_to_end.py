@@ -33,7 +33,7 @@ from search.data.chunking import chunk_size
 from search.data.dataset import load_dataset, split_dataset
 from search.evaluation.quality import run_in_chunks
 from search.graph import Graph
-from search.latency.measure import random_inputs, runner
+from search.latency.measure import END_TO_END, random_inputs, runner
 from search.onnx_import import operating_shapes
 from search.pipeline import STAGES
 from search.simulation.torch_simulator import TorchSimulator
@@ -140,7 +140,8 @@ def _against_defaults(case: str, hardware: str, index: int, folder: Path, report
         models["chosen"] = open_model(folder / f"artifact_{index}.onnx", PROFILES[hardware], 1, stated)
         sizes["chosen"] = chosen["size_bytes"]
     inputs = _inputs(graph, study)
-    timed = measure_interleaved({name: runner(model, inputs) for name, model in models.items()}, threads=1)
+    arms = {name: runner(model, inputs) for name, model in models.items()}
+    timed = measure_interleaved(arms, threads=1, protocol=END_TO_END)
     rows = []
     reference = None
     for name, model in models.items():

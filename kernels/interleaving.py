@@ -5,8 +5,8 @@ The protocol. Every arm is warmed up; a sample is a run of calls long enough for
 anchor; a block of rounds whose anchor is off by more than the drift limit is dropped and taken again. Sampling
 stops when the median of every arm is known to the asked width, or when its time is up.
 
-Several threads on the wall clock take longer turns (A A A B B B C C C), each after the worker threads of the arm
-before have come to rest and one untimed call has woken its own.
+Whole models, and several threads on the wall clock, take long turns (A A A B B B C C C), each after a few untimed
+calls; on several threads also after the workers of the arm before have come to rest.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Protocol:
     `sample_us` is the least length of a sample (short ops are called several times in it). Sampling of an arm ends
     when its interval's half width is at most `half_width` of the median, or after `arm_seconds`, never before
     `min_samples`. `drift_limit` is the relative anchor change that drops a block of `block_rounds` rounds.
-    `untimed_calls` come before each sample of an arm: a whole model whose weights the other arms have just pushed
-    out of the cache would else be timed cold, up to twice its steady time, and colder the more arms take turns.
+    With `long_turns` an arm's samples of a block follow one another, after `untimed_calls`: a whole model whose weights
+    the other arms have just pushed out of the caches needs several calls until it runs at the pace it keeps in service.
     """
 
     warmup_calls: int = 3
@@ -54,7 +54,8 @@ class Protocol:
     block_rounds: int = 5
     drift_limit: float = 0.03
     seed: int = 0
-    untimed_calls: int = 0
+    long_turns: bool = False
+    untimed_calls: int = 1
 
 
 DEFAULT = Protocol()
@@ -110,7 +111,8 @@ def interleave(
     watch = clock or choose_clock(next(iter(arms.values())), threads)
     work = {ANCHOR: anchor or anchor_work(), **{f"arm:{name}": run for name, run in arms.items()}}
     calls = {name: _warm_up(run, watch, protocol) for name, run in work.items()}
-    run_block = _run_block_in_long_turns if isinstance(watch, WallClock) and threads > 1 else _run_block
+    long_turns = protocol.long_turns or (isinstance(watch, WallClock) and threads > 1)
+    run_block = _run_block_in_long_turns if long_turns else _run_block
     blocks: list[_Block] = []
     began_ns = watch.now_ns()
     budget_ns = protocol.arm_seconds * len(arms) * 1e9
@@ -180,8 +182,6 @@ def _run_block(
     samples: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(protocol.block_rounds):
         for name, run in work.items():
-            for _ in range(protocol.untimed_calls if name != ANCHOR else 0):
-                run()
             samples[name].append(_sample_us(run, calls[name], clock))
     return _block(samples)
 
@@ -192,7 +192,7 @@ def _run_block_in_long_turns(
     samples: dict[str, list[float]] = {}
     for name, run in work.items():
         wait_until_quiet()
-        for _ in range(max(1, protocol.untimed_calls)):
+        for _ in range(protocol.untimed_calls):
             run()
         samples[name] = [_sample_us(run, calls[name], clock) for _ in range(protocol.block_rounds)]
     return _block(samples)

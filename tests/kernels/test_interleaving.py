@@ -157,18 +157,18 @@ def test_real_clocks_measure_real_work() -> None:
     assert anchor_work() is anchor_work()
 
 
-def test_untimed_calls_come_before_each_sample_of_an_arm() -> None:
+def test_long_turns_time_an_arm_at_the_pace_it_settles_to() -> None:
     bench = Bench()
     protocol = Protocol(
-        warmup_calls=1, warmup_us=0.0, sample_us=0.0, min_samples=5, max_samples=5, block_rounds=5, untimed_calls=2
-    )
+        warmup_calls=1, warmup_us=0.0, sample_us=0.0, min_samples=6, max_samples=6, block_rounds=3,
+        long_turns=True, untimed_calls=2,
+    )  # fmt: skip
 
-    def cold_then_warm(call: int) -> float:
-        return 10.0 if bench.calls[-2:] == ["a", "a"] else 99.0
+    def cold_for_two_calls(name: str) -> Callable[[int], float]:
+        return lambda call: 10.0 if bench.calls[-2:] == [name, name] else 99.0
 
+    arms = {name: bench.arm(name, cold_for_two_calls(name)) for name in ("a", "b")}
     anchor = bench.arm("anchor", lambda _: 5.0)
-    found = interleave(
-        {"a": bench.arm("a", cold_then_warm)}, threads=1, protocol=protocol, clock=bench.clock, anchor=anchor
-    )
-    assert bench.calls[-4:] == ["anchor", "a", "a", "a"]
-    assert found.timings["a"].p95_us == 10.0
+    found = interleave(arms, threads=1, protocol=protocol, clock=bench.clock, anchor=anchor)
+    assert bench.calls[-10:] == ["a"] * 5 + ["b"] * 5
+    assert found.timings["a"].p95_us == found.timings["b"].p95_us == 10.0
