@@ -55,6 +55,11 @@ class KernelSource:
         return read_source(self.file)
 
 
+def expand_headers(text: str, replaced: Mapping[str, str] | None = None, name: str = "text") -> str:
+    """A translation unit that is not a file of the package, with its local headers written in as by `read_source`."""
+    return _expand(name, text, dict(replaced or {}), set())
+
+
 def read_source(file: str, replaced: Mapping[str, str] | None = None) -> str:
     """The text of `kernels/cuda/<file>` with every local header written in once, at its first inclusion.
 
@@ -72,8 +77,10 @@ def _expand(name: str, text: str, replaced: Mapping[str, str], seen: set[str]) -
         header = match[1]
         if header not in seen:
             seen.add(header)
-            body = replaced[header] if header in replaced else _read(f"src/{header}")
-            pieces.append(_expand(header, body, replaced, seen))
+            if header in replaced:
+                pieces.append(replaced[header])
+            else:
+                pieces.append(_expand(header, _read(f"src/{header}"), replaced, seen))
         pieces.append(f'\n#line {text.count(chr(10), 0, match.end()) + 1} "{name}"')
         end = match.end()
     pieces.append(text[end:])

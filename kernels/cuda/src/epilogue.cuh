@@ -82,33 +82,41 @@ DEVICE typename OutputType<OUT>::type finish_float(const Epilogue& e, s32 row, s
   return from_float<OUT>(y);
 }
 
+// The residual's code at an element, less its zero point.
+template <int OUT>
+DEVICE s32 residual_code(const Epilogue& e, s32 row, s32 column) {
+  const s64 at = static_cast<s64>(row) * e.ld_residual + column;
+  return static_cast<s32>(static_cast<const typename OutputType<OUT>::type*>(e.residual)[at]) - e.residual_zero_point;
+}
+
+// The output element of a sum that is a float already and was multiplied by scale[column].
+template <int OUT>
+DEVICE typename OutputType<OUT>::type finish_scaled(const Epilogue& e, s32 row, s32 column, float y) {
+  static_assert(OUT != OUT_S32, "a scaled sum is no integer");
+  if constexpr (OUT == OUT_S8 || OUT == OUT_U8) {
+    if (e.residual) y = add(y, multiply(static_cast<float>(residual_code<OUT>(e, row, column)), e.residual_scale));
+    return static_cast<typename OutputType<OUT>::type>(clamp(rounded(y) + e.zero_point, e.clamp_low, e.clamp_high));
+  } else {
+    if (e.row_scale) y = multiply(y, e.row_scale[row]);
+    return finish_float<OUT>(e, row, column, y);
+  }
+}
+
 // The output element of one integer accumulator. `row` < M and `column` < N.
 template <int OUT>
 DEVICE typename OutputType<OUT>::type finish(const Epilogue& e, s32 row, s32 column, s32 acc) {
   if (e.bias) acc += e.bias[column];
   if constexpr (OUT == OUT_S32) {
     return acc;
-  } else if constexpr (OUT == OUT_S8 || OUT == OUT_U8) {
-    typedef typename OutputType<OUT>::type Code;
-    s32 other = 0;
-    if (e.residual) {
-      const s64 at = static_cast<s64>(row) * e.ld_residual + column;
-      other = static_cast<s32>(static_cast<const Code*>(e.residual)[at]) - e.residual_zero_point;
-    }
-    s64 q;
-    if (e.multiplier) {
-      q = dyadic(acc, e.multiplier[column], e.shift[column]);
-      if (e.residual) q += dyadic(other, e.residual_multiplier, e.residual_shift);
-    } else {
-      float y = multiply(static_cast<float>(acc), e.scale[column]);
-      if (e.residual) y = add(y, multiply(static_cast<float>(other), e.residual_scale));
-      q = rounded(y);
-    }
-    return static_cast<Code>(clamp(q + e.zero_point, e.clamp_low, e.clamp_high));
   } else {
-    float y = multiply(static_cast<float>(acc), e.scale[column]);
-    if (e.row_scale) y = multiply(y, e.row_scale[row]);
-    return finish_float<OUT>(e, row, column, y);
+    if constexpr (OUT == OUT_S8 || OUT == OUT_U8) {
+      if (e.multiplier) {
+        s64 q = dyadic(acc, e.multiplier[column], e.shift[column]);
+        if (e.residual) q += dyadic(residual_code<OUT>(e, row, column), e.residual_multiplier, e.residual_shift);
+        return static_cast<typename OutputType<OUT>::type>(clamp(q + e.zero_point, e.clamp_low, e.clamp_high));
+      }
+    }
+    return finish_scaled<OUT>(e, row, column, multiply(static_cast<float>(acc), e.scale[column]));
   }
 }
 

@@ -1,8 +1,5 @@
-// Primitives: every machine-specific operation of the kernels, one small function each.
-//
-// Kernels contain no inline assembly and no CUDA header; they call what is here. So a test can replace this one file by
-// a CPU implementation and run the very same kernels exactly, and an architecture's missing instruction is handled in
-// one place.
+// Primitives: the operations that kernels are written in. What an architecture lacks is made up for here, so that a
+// kernel has one text for all of them. No kernel contains inline assembly or includes a CUDA header.
 //
 // Fragments of mma.sync.m16n8k32 (8 bit). lane = 4 g + t, with g in 0..7 and t in 0..3; each register holds 4 values
 // that are neighbours along K:
@@ -16,57 +13,15 @@
 // the fallback needs no other layout.
 #pragma once
 
-typedef signed char s8;
-typedef unsigned char u8;
-typedef short s16;
-typedef unsigned short u16;
-typedef int s32;
-typedef unsigned int u32;
-typedef long long s64;
-typedef unsigned long long u64;
+#include "machine.cuh"
 
-#define DEVICE __device__ __forceinline__
-#define KERNEL extern "C" __global__
-// Dynamic shared memory as bytes; a kernel names it once.
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) u8 name[]
+// ---- tensor cores: one 16 x 8 tile of C += A B ----------------------------------------------------------------------
 
-struct alignas(16) Vector16 { u32 x, y, z, w; };  // what one thread loads or stores at once
-struct alignas(8) Vector8 { u32 x, y; };
-
-// Address of shared memory as the 32-bit number that ldmatrix, cp.async, wgmma and mbarriers take.
-DEVICE u32 shared_address(const void* pointer) { return static_cast<u32>(__cvta_generic_to_shared(pointer)); }
-
-DEVICE u32 lane_id() { return threadIdx.x & 31; }
-
-// ---- integer tensor cores -------------------------------------------------------------------------------------------
-
-#define MMA_8816(NAME, TYPE_A)                                                                                      \
-  DEVICE void NAME(s32& c0, s32& c1, u32 a, u32 b) {                                                                \
-    asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." TYPE_A ".s8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};\n"           \
-                 : "+r"(c0), "+r"(c1) : "r"(a), "r"(b));                                                            \
-  }
-MMA_8816(mma_m8n8k16_s8, "s8")
-MMA_8816(mma_m8n8k16_u8s8, "u8")
-
-#define MMA_8832(NAME, TYPE_A)                                                                                      \
-  DEVICE void NAME(s32& c0, s32& c1, u32 a, u32 b) {                                                                \
-    asm volatile("mma.sync.aligned.m8n8k32.row.col.s32." TYPE_A ".s4.s32 {%0,%1}, {%2}, {%3}, {%0,%1};\n"           \
-                 : "+r"(c0), "+r"(c1) : "r"(a), "r"(b));                                                            \
-  }
-MMA_8832(mma_m8n8k32_s4, "s4")
-MMA_8832(mma_m8n8k32_u4s4, "u4")
-
-// One 16 x 8 tile of s32 += 64 bytes... of K per row: `SHAPE` m16n8k32 (8 bit) or m16n8k64 (4 bit).
 #if __CUDA_ARCH__ >= 800
-#define MMA_16_ROWS(NAME, SHAPE, TYPE_A, TYPE_B, QUARTER)                                                           \
-  DEVICE void NAME(s32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {                                             \
-    asm volatile("mma.sync.aligned." SHAPE ".row.col.s32." TYPE_A "." TYPE_B ".s32 "                                \
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"                                          \
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                   \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                               \
-  }
+#define MMA_FROM_QUARTERS(NAME, MACHINE, QUARTER)                                                                   \
+  DEVICE void NAME(s32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { MACHINE(c, a, b); }
 #else
-#define MMA_16_ROWS(NAME, SHAPE, TYPE_A, TYPE_B, QUARTER)                                                           \
+#define MMA_FROM_QUARTERS(NAME, MACHINE, QUARTER)                                                                   \
   DEVICE void NAME(s32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {                                             \
     QUARTER(c[0], c[1], a[0], b[0]);                                                                                \
     QUARTER(c[2], c[3], a[1], b[0]);                                                                                \
@@ -74,59 +29,20 @@ MMA_8832(mma_m8n8k32_u4s4, "u4")
     QUARTER(c[2], c[3], a[3], b[1]);                                                                                \
   }
 #endif
-MMA_16_ROWS(mma_m16n8k32_s8, "m16n8k32", "s8", "s8", mma_m8n8k16_s8)
-MMA_16_ROWS(mma_m16n8k32_u8s8, "m16n8k32", "u8", "s8", mma_m8n8k16_u8s8)
-MMA_16_ROWS(mma_m16n8k64_s4, "m16n8k64", "s4", "s4", mma_m8n8k32_s4)
-MMA_16_ROWS(mma_m16n8k64_u4s4, "m16n8k64", "u4", "s4", mma_m8n8k32_u4s4)
+MMA_FROM_QUARTERS(mma_m16n8k32_s8, machine_m16n8k32_s8, mma_m8n8k16_s8)
+MMA_FROM_QUARTERS(mma_m16n8k32_u8s8, machine_m16n8k32_u8s8, mma_m8n8k16_u8s8)
+MMA_FROM_QUARTERS(mma_m16n8k64_s4, machine_m16n8k64_s4, mma_m8n8k32_s4)
+MMA_FROM_QUARTERS(mma_m16n8k64_u4s4, machine_m16n8k64_u4s4, mma_m8n8k32_u4s4)
 
-// ---- floating-point tensor cores ------------------------------------------------------------------------------------
-
-// sm_75 has f16 only as m16n8k8: the halves (a[0], a[1]; b[0]) and (a[2], a[3]; b[1]) of m16n8k16.
-DEVICE void mma_m16n8k8_f16(float (&c)[4], u32 a0, u32 a1, u32 b) {
-  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};\n"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
-}
-
+// sm_75 has f16 only as m16n8k8: the halves (a[0], a[1]; b[0]) and (a[2], a[3]; b[1]) of m16n8k16. bf16
+// (mma_m16n8k16_bf16) it lacks altogether.
 DEVICE void mma_m16n8k16_f16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  machine_m16n8k16_f16(c, a, b);
 #else
   mma_m16n8k8_f16(c, a[0], a[1], b[0]);
   mma_m16n8k8_f16(c, a[2], a[3], b[1]);
 #endif
-}
-
-// bfloat16 needs sm_80; naming it in a kernel makes sm_75 reject that kernel.
-#ifdef NEEDS_BF16
-DEVICE void mma_m16n8k16_bf16(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-#endif
-
-// ---- shared memory to fragments -------------------------------------------------------------------------------------
-
-// N matrices of 8 rows of 16 bytes. Lane i names row i % 8 of matrix i / 8; register j of lane 4 g + t then holds bytes
-// 4t..4t+3 of row g of matrix j. With 8-bit values that is a[j] or b[j] of the map above. Rows must be 16-byte aligned.
-DEVICE void ldmatrix_x4(u32 (&r)[4], u32 row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
-}
-
-DEVICE void ldmatrix_x2(u32 (&r)[2], u32 row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];\n" : "=r"(r[0]), "=r"(r[1]) : "r"(row)
-               : "memory");
-}
-
-// The same with each 8 x 8 matrix of 16-bit values transposed.
-DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], u32 row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
 
 // ---- global to shared memory ----------------------------------------------------------------------------------------
@@ -135,30 +51,25 @@ DEVICE void ldmatrix_x4_transposed(u32 (&r)[4], u32 row) {
 // destination are aligned to the size. Asynchronous from sm_80 on; before, the copy is done when the call returns.
 #if __CUDA_ARCH__ >= 800
 DEVICE void cp_async_16(u32 destination, const void* source, u32 valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(destination), "l"(source), "r"(valid)
-               : "memory");
+  machine_cp_async_16(destination, source, valid);
 }
 DEVICE void cp_async_8(u32 destination, const void* source, u32 valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(destination), "l"(source), "r"(valid)
-               : "memory");
+  machine_cp_async_8(destination, source, valid);
 }
 DEVICE void cp_async_4(u32 destination, const void* source, u32 valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(destination), "l"(source), "r"(valid)
-               : "memory");
+  machine_cp_async_4(destination, source, valid);
 }
-DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
-// Waits until at most `PENDING` of this thread's groups are under way; a barrier must follow before others read.
+// Closes a group of copies. cp_async_wait<P> waits until at most P of this thread's groups are under way; a barrier
+// must follow before other threads read.
+DEVICE void cp_async_commit() { machine_cp_async_commit(); }
 template <int PENDING>
-DEVICE void cp_async_wait() { asm volatile("cp.async.wait_group %0;\n" ::"n"(PENDING) : "memory"); }
+DEVICE void cp_async_wait() { machine_cp_async_wait<PENDING>(); }
 #else
 DEVICE u32 load_valid_bytes(const void* source, u32 valid) {
   if (valid >= 4) return *static_cast<const u32*>(source);
   u32 word = 0;
   for (u32 i = 0; i < valid; ++i) word |= static_cast<u32>(static_cast<const u8*>(source)[i]) << (8 * i);
   return word;
-}
-DEVICE void store_shared_4(u32 destination, u32 word) {
-  asm volatile("st.shared.u32 [%0], %1;\n" ::"r"(destination), "r"(word) : "memory");
 }
 DEVICE void cp_async_4(u32 destination, const void* source, u32 valid) {
   store_shared_4(destination, load_valid_bytes(source, valid));
@@ -170,9 +81,7 @@ DEVICE void cp_async_8(u32 destination, const void* source, u32 valid) {
 }
 DEVICE void cp_async_16(u32 destination, const void* source, u32 valid) {
   if (valid == 16) {
-    const Vector16 v = *static_cast<const Vector16*>(source);
-    asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(destination), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
+    store_shared_16(destination, *static_cast<const Vector16*>(source));
     return;
   }
   const u8* bytes = static_cast<const u8*>(source);
@@ -183,76 +92,9 @@ template <int PENDING>
 DEVICE void cp_async_wait() {}
 #endif
 
-// ---- between the lanes of a warp ------------------------------------------------------------------------------------
+// ---- words and numbers ----------------------------------------------------------------------------------------------
 
-// All 32 lanes take part.
-DEVICE u32 shuffle(u32 value, int from_lane) { return __shfl_sync(0xffffffffu, value, from_lane); }
-DEVICE u32 shuffle_xor(u32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-DEVICE float shuffle(float value, int from_lane) { return __shfl_sync(0xffffffffu, value, from_lane); }
-DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-DEVICE s32 shuffle_xor(s32 value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
-DEVICE void sync_warp() { __syncwarp(); }
-
-// ---- words ----------------------------------------------------------------------------------------------------------
-
-// c + the four products of the bytes of a and b.
-DEVICE s32 dot4_s8(u32 a, u32 b, s32 c) { return __dp4a(static_cast<s32>(a), static_cast<s32>(b), c); }
-DEVICE s32 dot4_u8s8(u32 a, u32 b, s32 c) {
-  s32 d;
-  asm("dp4a.u32.s32 %0, %1, %2, %3;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-
-// Any function of three bits, applied to each bit position: TABLE is f(0xF0, 0xCC, 0xAA).
-template <u32 TABLE>
-DEVICE u32 bitwise3(u32 a, u32 b, u32 c) {
-  u32 d;
-  asm("lop3.b32 %0, %1, %2, %3, %4;\n" : "=r"(d) : "r"(a), "r"(b), "r"(c), "n"(TABLE));
-  return d;
-}
-
-// Byte i of the result is byte (selector >> 4i) & 7 of the eight bytes {a, b}, a holding the numbers 0 to 3.
-DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
-
-// ---- numbers: nothing here may be fused or reordered, results are compared bit for bit ------------------------------
-
-DEVICE s32 round_half_even(float x) { return __float2int_rn(x); }  // saturates; NaN gives 0
-DEVICE float multiply(float x, float y) { return __fmul_rn(x, y); }
-DEVICE float add(float x, float y) { return __fadd_rn(x, y); }
-DEVICE float divide(float x, float y) { return __fdiv_rn(x, y); }
-DEVICE float fused_multiply_add(float x, float y, float z) { return __fmaf_rn(x, y, z); }
-DEVICE float bits_to_float(u32 bits) { return __uint_as_float(bits); }
-DEVICE u32 float_to_bits(float x) { return __float_as_uint(x); }
-
-// IEEE half precision as its 16 bits, rounded half to even.
-DEVICE u16 float_to_half(float x) {
-  u16 h;
-  asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(h) : "f"(x));
-  return h;
-}
-DEVICE float half_to_float(u16 h) {
-  float x;
-  asm("cvt.f32.f16 %0, %1;\n" : "=f"(x) : "h"(h));
-  return x;
-}
 DEVICE u32 pack_halves(u16 low, u16 high) { return static_cast<u32>(low) | static_cast<u32>(high) << 16; }
-
-// Two halves at once.
-DEVICE u32 half2_multiply(u32 x, u32 y) {
-  u32 z;
-  asm("mul.rn.f16x2 %0, %1, %2;\n" : "=r"(z) : "r"(x), "r"(y));
-  return z;
-}
-DEVICE u32 half2_subtract(u32 x, u32 y) {
-  u32 z;
-  asm("sub.rn.f16x2 %0, %1, %2;\n" : "=r"(z) : "r"(x), "r"(y));
-  return z;
-}
-DEVICE u32 half2_fused_multiply_add(u32 x, u32 y, u32 z) {
-  u32 r;
-  asm("fma.rn.f16x2 %0, %1, %2, %3;\n" : "=r"(r) : "r"(x), "r"(y), "r"(z));
-  return r;
-}
 
 // bfloat16 as its 16 bits, rounded half to even; plain integer work, so that every architecture has it.
 DEVICE u16 float_to_bfloat16(float x) {
