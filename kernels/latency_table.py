@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -14,6 +14,9 @@ from kernels.op_shape import OpShape
 from kernels.precision import Precision
 
 SCHEMA_VERSION = 1
+COLD_WEIGHTS = "cold_weights"
+CACHE_MODES = (COLD_WEIGHTS, "cold", "hot")
+"""What the caches hold when an op starts: its activations only (as inside a network), nothing of it, or everything."""
 
 
 class RowStatus(str, Enum):
@@ -32,12 +35,16 @@ class RowScope(str, Enum):
     KERNEL = "kernel"
 
 
+Key = tuple[str, str, int, str]
+
+
 @dataclass(frozen=True)
 class LatencyRow:
     """One measurement: the median of `samples` runs in microseconds with its bootstrap interval.
 
     `run` names the entry of `LatencyTable.runs` that holds versions, options, clocks and time. `executed_kernel`
-    is what the runtime reported to have run, which may differ from what was asked.
+    is what the runtime reported to have run, which may differ from what was asked. Where several kernels can run the
+    pair the row is the fastest's, and `tried` holds the first impression (microseconds) of every one by name.
     """
 
     signature: str
@@ -53,15 +60,21 @@ class LatencyRow:
     scope: RowScope
     executed_kernel: str
     run: str
+    cache: str = COLD_WEIGHTS
+    tried: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
-    def key(self) -> tuple[str, str, int]:
-        return self.signature, self.precision, self.threads
+    def key(self) -> Key:
+        return self.signature, self.precision, self.threads, self.cache
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """All rows of one profile. Adding rows gives a new table with the next `version`; a later row wins."""
+    """All rows of one profile. Adding rows gives a new table with the next `version`; a later row wins.
+
+    `overheads` are rows of what is no layer: an empty launch (`empty`), and conversions between number formats
+    (`quantize_e4096`, `dequantize_e4096` for so many elements). They are shown and never subtracted from a row.
+    """
 
     profile: str
     device: DeviceIdentity
@@ -70,9 +83,10 @@ class LatencyTable:
     rows: tuple[LatencyRow, ...] = ()
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     version: int = 0
+    overheads: tuple[LatencyRow, ...] = ()
 
-    def _index(self) -> dict[tuple[str, str, int], LatencyRow]:
-        cached: dict[tuple[str, str, int], LatencyRow] | None = self.__dict__.get("_rows_by_key")
+    def _index(self) -> dict[Key, LatencyRow]:
+        cached: dict[Key, LatencyRow] | None = self.__dict__.get("_rows_by_key")
         if cached is None:
             cached = {row.key: row for row in self.rows}
             object.__setattr__(self, "_rows_by_key", cached)
@@ -82,12 +96,12 @@ class LatencyTable:
         """The valid row of every key, later appended rows replacing earlier ones."""
         return iter(self._index().values())
 
-    def has(self, op: OpShape, precision: Precision, threads: int) -> bool:
-        return (op.signature, precision.name, threads) in self._index()
+    def has(self, op: OpShape, precision: Precision, threads: int, cache: str = COLD_WEIGHTS) -> bool:
+        return (op.signature, precision.name, threads, cache) in self._index()
 
-    def lookup(self, op: OpShape, precision: Precision, threads: int) -> LatencyRow:
+    def lookup(self, op: OpShape, precision: Precision, threads: int, cache: str = COLD_WEIGHTS) -> LatencyRow:
         """The row of a pair; raises `NotMeasured` for anything the table does not hold."""
-        row = self._index().get((op.signature, precision.name, threads))
+        row = self._index().get((op.signature, precision.name, threads, cache))
         if row is None:
             raise NotMeasured(
                 f"profile {self.profile!r} has no row for {op.signature} in {precision} on {threads} thread(s)",
@@ -95,12 +109,20 @@ class LatencyTable:
             )
         return row
 
-    def extended(self, rows: Iterable[LatencyRow], run: str, provenance: dict[str, Any]) -> LatencyTable:
-        """A new table with `rows` appended under the provenance of one measuring run."""
-        added = tuple(rows)
-        if not added:
+    def extended(
+        self, rows: Iterable[LatencyRow], run: str, provenance: dict[str, Any], overheads: Iterable[LatencyRow] = ()
+    ) -> LatencyTable:
+        """A new table with `rows` and `overheads` appended under the provenance of one measuring run."""
+        added, more = tuple(rows), tuple(overheads)
+        if not added and not more:
             return self
-        return replace(self, rows=self.rows + added, runs={**self.runs, run: provenance}, version=self.version + 1)
+        return replace(
+            self,
+            rows=self.rows + added,
+            overheads=self.overheads + more,
+            runs={**self.runs, run: provenance},
+            version=self.version + 1,
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -111,7 +133,8 @@ class LatencyTable:
             "runtime_version": self.runtime_version,
             "version": self.version,
             "runs": self.runs,
-            "rows": [{**asdict(row), "status": row.status.value, "scope": row.scope.value} for row in self.rows],
+            "rows": [_row_json(row) for row in self.rows],
+            "overheads": [_row_json(row) for row in self.overheads],
         }
 
     @classmethod
@@ -123,18 +146,15 @@ class LatencyTable:
                     f"latency table has schema version {data['schema_version']}, this program reads {SCHEMA_VERSION}",
                     hint="measure again with this version, or use the version that wrote the table",
                 )
-            rows = tuple(
-                LatencyRow(**{**row, "status": RowStatus(row["status"]), "scope": RowScope(row["scope"])})
-                for row in data["rows"]
-            )
             return cls(
                 profile=data["profile"],
                 device=DeviceIdentity.from_json(data["device"]),
                 runtime=data["runtime"],
                 runtime_version=data["runtime_version"],
-                rows=rows,
+                rows=tuple(_read_row(row) for row in data["rows"]),
                 runs=data["runs"],
                 version=data["version"],
+                overheads=tuple(_read_row(row) for row in data.get("overheads", ())),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BadTable(f"not a latency table: {error!r}", hint="expected the JSON of kernels measure") from error
@@ -145,3 +165,11 @@ class LatencyTable:
             return cls.from_json(json.loads(text))
         except json.JSONDecodeError as error:
             raise BadTable(f"not JSON: {error}", hint="expected the JSON of kernels measure") from error
+
+
+def _row_json(row: LatencyRow) -> dict[str, Any]:
+    return {**asdict(row), "status": row.status.value, "scope": row.scope.value}
+
+
+def _read_row(data: dict[str, Any]) -> LatencyRow:
+    return LatencyRow(**{**data, "status": RowStatus(data["status"]), "scope": RowScope(data["scope"])})

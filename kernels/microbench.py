@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import platform
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 from kernels import cpu
-from kernels.backends.base import Backend, KernelFallback
-from kernels.errors import BackendUnavailable, BadTable, KernelsError, UnsupportedPrecision
+from kernels.backends.base import Backend, KernelFallback, OpFailed, TimedOp
+from kernels.errors import BackendUnavailable, BadTable, CompilationFailed, KernelsError, UnsupportedPrecision
 from kernels.hardware_profile import HardwareProfile
 from kernels.interleaving import DEFAULT, Interleaved, Progress, Protocol, interleave, measure_interleaved
-from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
+from kernels.latency_table import CACHE_MODES, COLD_WEIGHTS, LatencyRow, LatencyTable, RowStatus
 from kernels.op_shape import OpShape
 from kernels.precision import Precision
 from kernels.roofline import roofline_us
@@ -73,10 +73,11 @@ def measure_rows(
     *,
     protocol: Protocol | None = None,
     checkpoint: Callable[[LatencyTable], None] | None = None,
+    cache: str = COLD_WEIGHTS,
 ) -> LatencyTable:
     """The table with the rows it lacked; pairs that cannot be measured stay absent (see `measure_missing`)."""
     return measure_missing(
-        backend, profile, pairs, threads, table, progress, protocol=protocol, checkpoint=checkpoint
+        backend, profile, pairs, threads, table, progress, protocol=protocol, checkpoint=checkpoint, cache=cache
     ).table
 
 
@@ -90,96 +91,132 @@ def measure_missing(
     *,
     protocol: Protocol | None = None,
     checkpoint: Callable[[LatencyTable], None] | None = None,
+    cache: str = COLD_WEIGHTS,
 ) -> Measured:
-    """Measure what the table lacks, all precisions of a shape interleaved.
+    """Measure what the table lacks under a cache mode, all precisions of a shape interleaved, and its overheads once.
 
     `progress(done, total)` counts pairs. `checkpoint` receives the table after every chunk, so that an interrupted
     run loses little and resumes with the rest. Raises `BackendUnavailable` when this is not the profile's device,
     `BadTable` (`table_mismatch`) when the table belongs to another, and `KernelsError` (`threads_unavailable`).
     """
-    _check(profile, threads, table)
-    missing = [pair for pair in dict.fromkeys(pairs) if not table.has(*pair, threads)]
+    _check(profile, threads, table, cache)
+    missing = [pair for pair in dict.fromkeys(pairs) if not table.has(*pair, threads, cache)]
     missing.sort(key=lambda pair: pair[0].signature)
     protocol = protocol or backend.protocol or DEFAULT
     run = f"run_{uuid.uuid4().hex[:12]}"
-    provenance = _provenance(backend, profile, threads, protocol)
-    refused: list[Refused] = []
+    provenance = _provenance(backend, profile, threads, protocol, cache)
+    bench = _Bench(backend, profile, threads, protocol, cache, run, provenance)
+    if missing:
+        table = table.extended((), run, dict(provenance), bench.overheads(table))
     done = 0
     for chunk in _chunks(missing):
         within = None if progress is None else _within(progress, done, len(chunk), len(missing))
-        rows, timed = _measure_chunk(backend, profile, chunk, threads, protocol, run, refused, within)
-        provenance["refused"] = [asdict(entry) for entry in refused]
-        if timed is not None:
-            _note(provenance, timed)
+        rows = bench.measure(chunk, within)
         table = table.extended(rows, run, dict(provenance))
         done += len(chunk)
         if checkpoint is not None and rows:
             checkpoint(table)
         if progress is not None:
             progress(done, len(missing))
-    return Measured(table, tuple(refused))
+    return Measured(table, tuple(bench.refused))
 
 
-def _measure_chunk(
-    backend: Backend,
-    profile: HardwareProfile,
-    chunk: Sequence[Pair],
-    threads: int,
-    protocol: Protocol,
-    run: str,
-    refused: list[Refused],
-    progress: Progress | None,
-) -> tuple[list[LatencyRow], Interleaved | None]:
-    built: dict[Pair, Rotation] = {}
-    try:
-        for op, precision in chunk:
-            try:
-                copies = range(copies_needed(op, precision, profile.device))
-                built[op, precision] = Rotation([backend.build(op, precision, threads, protocol.seed) for _ in copies])
-            except (KernelFallback, UnsupportedPrecision) as error:
-                refused.append(Refused(op.signature, precision.name, error.code, error.message))
-        if not built:
-            return [], None
-        names = {f"{op.signature} {precision}": (op, precision) for op, precision in built}
+class _Bench:
+    """Times chunks of pairs in one run, keeping what could not be timed and under which circumstances."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        profile: HardwareProfile,
+        threads: int,
+        protocol: Protocol,
+        cache: str,
+        run: str,
+        provenance: dict[str, Any],
+    ) -> None:
+        self.backend, self.profile, self.threads, self.protocol = backend, profile, threads, protocol
+        self.cache, self.run, self.provenance = cache, run, provenance
+        self.refused: list[Refused] = []
+
+    def measure(self, chunk: Sequence[Pair], progress: Progress | None) -> list[LatencyRow]:
+        """Rows of the pairs that could be built and trusted."""
+        built: dict[tuple[str, str], TimedOp] = {}
+        least = {}
+        try:
+            for op, precision in chunk:
+                least[op.signature, precision.name] = roofline_us(op, precision, self.profile.device, self.threads)
+                try:
+                    built[op.signature, precision.name] = self._arm(op, precision)
+                except (KernelFallback, UnsupportedPrecision, OpFailed, CompilationFailed) as error:
+                    self.refused.append(Refused(op.signature, precision.name, error.code, error.message))
+            rows = self._timed(built, least, progress) if built else []
+            self.provenance["refused"] = [asdict(entry) for entry in self.refused]
+            return rows
+        finally:
+            for arm in built.values():
+                arm.close()
+
+    def overheads(self, table: LatencyTable) -> list[LatencyRow]:
+        """Rows of launches and conversions that the table lacks."""
+        known = {(row.signature, row.precision) for row in table.overheads}
+        built: dict[tuple[str, str], TimedOp] = {}
+        try:
+            for key, build in self.backend.overheads().items():
+                if key not in known:
+                    built[key] = build()
+            return self._timed(built, {}, None) if built else []
+        finally:
+            for arm in built.values():
+                arm.close()
+
+    def _arm(self, op: OpShape, precision: Precision) -> TimedOp:
+        arm = self.backend.timed(op, precision, self.threads, self.protocol.seed, self.cache)
+        if arm is not None:
+            return arm
+        copies = range(copies_needed(op, precision, self.profile.device) if self.cache == COLD_WEIGHTS else 1)
+        return Rotation([self.backend.build(op, precision, self.threads, self.protocol.seed) for _ in copies])
+
+    def _timed(
+        self, arms: Mapping[tuple[str, str], TimedOp], least: Mapping[tuple[str, str], float], progress: Progress | None
+    ) -> list[LatencyRow]:
         timed = interleave(
-            {name: built[pair].run for name, pair in names.items()},
-            threads=threads,
-            protocol=protocol,
-            clock=backend.clock(threads),
-            anchor=backend.anchor,
+            {" ".join(key): arm.run for key, arm in arms.items()},
+            threads=self.threads,
+            protocol=self.protocol,
+            clock=self.backend.clock(self.threads),
+            anchor=self.backend.anchor,
             progress=progress,
         )
+        _note(self.provenance, timed, self.backend)
         rows: list[LatencyRow] = []
-        for name, (op, precision) in names.items():
-            timing = timed.timings[name]
-            least = roofline_us(op, precision, profile.device, threads)
-            if timing.median_us < least:
-                reason = f"{timing.median_us:.3g} us is faster than this device can be ({least:.3g} us)"
-                refused.append(Refused(op.signature, precision.name, "below_roofline", reason))
+        for (signature, precision), arm in arms.items():
+            timing = timed.timings[f"{signature} {precision}"].per_call(arm.repeats)
+            bound = least.get((signature, precision), 0.0)
+            if timing.median_us < bound:
+                reason = f"{timing.median_us:.3g} us is faster than this device can be ({bound:.3g} us)"
+                self.refused.append(Refused(signature, precision, "below_roofline", reason))
             else:
-                rows.append(_row(op, precision, threads, timing, built[op, precision].executed_kernel, run))
-        return rows, timed
-    finally:
-        for runnable in built.values():
-            runnable.close()
+                rows.append(self._row(signature, precision, timing, arm))
+        return rows
 
-
-def _row(op: OpShape, precision: Precision, threads: int, timing: Timing, kernel: str, run: str) -> LatencyRow:
-    return LatencyRow(
-        signature=op.signature,
-        precision=precision.name,
-        threads=threads,
-        median_us=timing.median_us,
-        ci_low_us=timing.ci_low_us,
-        ci_high_us=timing.ci_high_us,
-        p05_us=timing.p05_us,
-        p95_us=timing.p95_us,
-        samples=timing.samples,
-        status=RowStatus.MEASURED,
-        scope=RowScope.DEPLOYABLE,
-        executed_kernel=kernel,
-        run=run,
-    )
+    def _row(self, signature: str, precision: str, timing: Timing, arm: TimedOp) -> LatencyRow:
+        return LatencyRow(
+            signature=signature,
+            precision=precision,
+            threads=self.threads,
+            median_us=timing.median_us,
+            ci_low_us=timing.ci_low_us,
+            ci_high_us=timing.ci_high_us,
+            p05_us=timing.p05_us,
+            p95_us=timing.p95_us,
+            samples=timing.samples,
+            status=RowStatus.MEASURED,
+            scope=self.backend.scope,
+            executed_kernel=arm.executed_kernel,
+            run=self.run,
+            cache=self.cache,
+            tried=dict(arm.tried),
+        )
 
 
 def _within(progress: Progress, before: int, size: int, total: int) -> Progress:
@@ -187,7 +224,11 @@ def _within(progress: Progress, before: int, size: int, total: int) -> Progress:
     return lambda done, of: progress(before + min(size - 1, size * done // of), total)
 
 
-def _check(profile: HardwareProfile, threads: int, table: LatencyTable) -> None:
+def _check(profile: HardwareProfile, threads: int, table: LatencyTable, cache: str) -> None:
+    if cache not in CACHE_MODES:
+        raise KernelsError(
+            f"{cache!r} is not a cache mode", hint=f"choose of {', '.join(CACHE_MODES)}", code="bad_cache_mode"
+        )
     if not profile.measurable_here:
         raise BackendUnavailable(
             f"profile {profile.slug!r} is {profile.device.name}, this machine is {cpu.this_cpu().name}",
@@ -229,7 +270,9 @@ def _chunks(pairs: Sequence[Pair]) -> Iterable[list[Pair]]:
         yield chunk
 
 
-def _provenance(backend: Backend, profile: HardwareProfile, threads: int, protocol: Protocol) -> dict[str, Any]:
+def _provenance(
+    backend: Backend, profile: HardwareProfile, threads: int, protocol: Protocol, cache: str
+) -> dict[str, Any]:
     return {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "tool_version": _tool_version(),
@@ -238,7 +281,7 @@ def _provenance(backend: Backend, profile: HardwareProfile, threads: int, protoc
         "backend_version": backend.version,
         "session_options": dict(profile.session_options),
         "threads": threads,
-        "cache": "cold_weights",
+        "cache": cache,
         "protocol": asdict(protocol),
         "load_average_before": cpu.load_average(),
         "frequency_mhz_before": cpu.frequency_mhz(),
@@ -246,10 +289,11 @@ def _provenance(backend: Backend, profile: HardwareProfile, threads: int, protoc
         "blocks": 0,
         "dropped_blocks": 0,
         "steady": True,
+        "device_before": backend.circumstances(),
     }
 
 
-def _note(provenance: dict[str, Any], timed: Interleaved) -> None:
+def _note(provenance: dict[str, Any], timed: Interleaved, backend: Backend) -> None:
     """Fold the circumstances of one chunk into those of the run."""
     provenance["clock"] = timed.clock
     provenance["anchor_us"] = timed.anchor_us
@@ -259,6 +303,7 @@ def _note(provenance: dict[str, Any], timed: Interleaved) -> None:
     provenance["steady"] = provenance["steady"] and timed.steady
     provenance["load_average_after"] = cpu.load_average()
     provenance["frequency_mhz_after"] = cpu.frequency_mhz()
+    provenance["device_after"] = backend.circumstances()
 
 
 def _tool_version() -> str:

@@ -8,8 +8,9 @@ the cache, give cold weights with warm code and warm activations (the rotating b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
+from types import MappingProxyType
 
 from kernels.backends.base import Runnable
 from kernels.device_identity import DeviceIdentity
@@ -32,7 +33,10 @@ def copies_needed(op: OpShape, precision: Precision, device: DeviceIdentity) -> 
 
 
 class Rotation:
-    """Runs one copy per call, in turn."""
+    """Runs one copy per call, in turn: the `TimedOp` of runtimes that only know single ops."""
+
+    repeats = 1
+    tried: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, copies: Sequence[Runnable]) -> None:
         self.copies = tuple(copies)

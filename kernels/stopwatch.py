@@ -92,6 +92,17 @@ class Timing:
         """Half the interval's width relative to the median."""
         return (self.ci_high_us - self.ci_low_us) / 2 / self.median_us if self.median_us > 0 else 0.0
 
+    def per_call(self, calls: int) -> Timing:
+        """The timing of one of `calls` equal calls that were timed together."""
+        return Timing(
+            self.median_us / calls,
+            self.ci_low_us / calls,
+            self.ci_high_us / calls,
+            self.p05_us / calls,
+            self.p95_us / calls,
+            self.samples,
+        )
+
 
 def summarize(samples_us: Sequence[float], seed: int = 0) -> Timing:
     """The timing of a non-empty series; the bootstrap (percentile method) is seeded, hence repeatable."""

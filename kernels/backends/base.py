@@ -11,16 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kernels.errors import KernelsError, UnsupportedPrecision
+from kernels.latency_table import RowScope
 from kernels.op_shape import OpShape
 from kernels.precision import Precision
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from kernels.interleaving import Protocol
+    from kernels.interleaving import Protocol as TimingProtocol
     from kernels.random_layer import RandomLayer
     from kernels.stopwatch import Clock
 
@@ -31,6 +32,12 @@ class KernelFallback(KernelsError):
     """The runtime ran another kernel than the precision asks for; the timing would be mislabelled."""
 
     code = "kernel_fallback"
+
+
+class OpFailed(KernelsError):
+    """One op could not be built, launched or trusted on this device; others can: a sweep goes on without it."""
+
+    code = "op_failed"
 
 
 class BadModel(KernelsError):
@@ -96,13 +103,31 @@ class Runnable(ABC):
         """Free what the runtime holds."""
 
 
+class TimedOp(Protocol):
+    """One op as an arm of a measurement: a run executes it `repeats` times under the cache mode it was made for.
+
+    `tried` holds the first impression in microseconds of every kernel that could run it, by name.
+    """
+
+    repeats: int
+    tried: Mapping[str, float]
+
+    @property
+    def executed_kernel(self) -> str: ...
+
+    def run(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Backend(ABC):
     """A runtime that can be asked, timed and loaded with models. `name` and `version` identify a latency."""
 
     name: str
     version: str
-    protocol: Protocol | None = None
-    """How rows of this backend must be timed; None for the default protocol."""
+    protocol: TimingProtocol | None = None
+    scope: RowScope = RowScope.DEPLOYABLE
+    """How rows of this backend must be timed; None for the default protocol. `scope` is what a row of it stands for."""
 
     @abstractmethod
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
@@ -117,6 +142,19 @@ class Backend(ABC):
         self, model: bytes | Path, threads: int, session_options: Mapping[str, str] | None = None
     ) -> LoadedModel:
         """A whole model; `session_options` are the runtime's own entries (None: those of the profile)."""
+
+    def timed(self, op: OpShape, precision: Precision, threads: int, seed: int, cache: str) -> TimedOp | None:
+        """The pair as an arm under a cache mode of `kernels.latency_table`, where the runtime rotates buffers itself;
+        None lets the microbenchmark rotate copies of `build`. Raises as `build` does."""
+        return None
+
+    def overheads(self) -> Mapping[tuple[str, str], Callable[[], TimedOp]]:
+        """What a network spends outside its layers, by (signature, precision name); see `LatencyTable.overheads`."""
+        return {}
+
+    def circumstances(self) -> dict[str, Any]:
+        """The device's state right now, recorded before and after a measurement."""
+        return {}
 
     def clock(self, threads: int) -> Clock | None:
         """The clock that must time this backend; None lets `kernels.stopwatch` choose one."""

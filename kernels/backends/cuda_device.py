@@ -1,0 +1,128 @@
+"""CUDA device: the seam between what is launched and the GPU it is launched on.
+
+Everything above it (`kernels.cuda.launch`, the backend, the microbenchmark, end-to-end networks) speaks to the
+`CudaDevice` protocol. `kernels.backends.cuda_driver` is a GPU; `kernels.backends.cuda_fake` computes on the CPU and
+takes as long as a formula says, so that all of the host's logic is tested where there is no GPU.
+
+Memory is torch's on both sides: a buffer is a tensor on `torch_device`, its address `data_ptr()`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from kernels.backends.base import OpFailed
+from kernels.device_identity import DeviceIdentity
+from kernels.errors import BackendUnavailable
+
+
+class OutOfDeviceMemory(OpFailed):
+    """The op's buffers do not fit on the device."""
+
+    code = "device_out_of_memory"
+
+
+class WrongResult(OpFailed):
+    """A kernel ran and did not compute what the reference says; its time means nothing."""
+
+    code = "wrong_result"
+
+
+class DeviceLost(BackendUnavailable):
+    """The device refuses all further work of this process: what was measured so far is all there will be."""
+
+    code = "device_lost"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Blocks, threads per block and dynamic shared memory of one launch."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an op has to do at least: products, bytes moved through device memory, and bits of its operands."""
+
+    macs: float = 0.0
+    moved_bytes: float = 0.0
+    bits: int = 16
+
+
+class Graph(Protocol):
+    """Work captured once, to be replayed as a whole."""
+
+    def replay_us(self) -> float:
+        """Run everything again and wait for it; microseconds between events before and after."""
+        ...
+
+
+class CudaDevice(Protocol):
+    """One GPU: loads machine code, launches it in order on one stream, captures graphs and times them.
+
+    `arch` is the exact target that code is compiled for (`sm_90a`). `uuid_hash` tells two cards of one model apart
+    without naming them. All methods may raise `OutOfDeviceMemory`, `OpFailed` or `DeviceLost`.
+    """
+
+    identity: DeviceIdentity
+    arch: str
+    uuid_hash: str
+    torch_device: str
+
+    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
+        """A function of a compiled module, allowed to use that much dynamic shared memory."""
+        ...
+
+    def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
+        """Enqueue a kernel. Arguments are structs and numpy scalars (passed by value) and tensors (by address)."""
+        ...
+
+    def run_torch(self, name: str, call: Callable[[], Any], work: Work) -> Any:
+        """Enqueue torch operations on the same stream."""
+        ...
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """What `enqueue` puts on the stream, captured and not yet run. Run it once before, so that nothing is set up
+        inside the capture."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for everything enqueued; errors of earlier launches surface here."""
+        ...
+
+    def telemetry(self) -> dict[str, Any]:
+        """Clocks, temperature, power and its limit, ECC and what throttles, as far as the driver tells."""
+        ...
+
+
+def c_argument(argument: Any) -> Any:
+    """A kernel argument as ctypes: a struct as it is, a numpy scalar by value, a tensor's address; None is null."""
+    if isinstance(argument, ctypes.Structure):
+        return argument
+    if isinstance(argument, np.generic):
+        kind: Any = np.ctypeslib.as_ctypes_type(argument.dtype)  # type: ignore[arg-type]
+        return kind(argument.item())
+    return ctypes.c_uint64(0 if argument is None else argument.data_ptr())
+
+
+class DeviceClock:
+    """Time as the device's events counted it: what the host does between replays is not in it."""
+
+    name = "cuda_events"
+
+    def __init__(self) -> None:
+        self._now_ns = 0
+
+    def now_ns(self) -> int:
+        return self._now_ns
+
+    def advance_us(self, microseconds: float) -> None:
+        self._now_ns += round(microseconds * 1_000)

@@ -1,0 +1,151 @@
+"""The GPU of this machine: machine code loaded and launched through the driver, memory, graphs and events of torch.
+
+Kernels take structs by value, which is why they are launched through cuda-core's driver bindings.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from kernels.backends.base import OpFailed
+from kernels.backends.cuda_detect import DriverFacts, check_facts, hash_uuid, identity_of, read_driver
+from kernels.backends.cuda_device import DeviceLost, Geometry, Graph, OutOfDeviceMemory, Work, c_argument
+from kernels.backends.cuda_telemetry import read_telemetry
+from kernels.errors import BackendUnavailable, KernelsError
+
+STATIC_SHARED_LIMIT = 48 * 1024
+"""Dynamic shared memory a kernel may use without asking."""
+_MICROSECONDS_PER_MILLISECOND = 1_000.0
+_OUT_OF_MEMORY = ("out of memory", "OUT_OF_MEMORY")
+_LOST = (
+    "ILLEGAL_ADDRESS", "illegal memory access", "LAUNCH_FAILED", "unspecified launch failure", "ILLEGAL_INSTRUCTION",
+    "illegal instruction", "MISALIGNED_ADDRESS", "misaligned address", "device-side assert", "ERROR_ASSERT",
+    "HARDWARE_STACK_ERROR", "INVALID_PC", "LAUNCH_TIMEOUT", "ECC_UNCORRECTABLE", "uncorrectable ECC", "GPU is lost",
+)  # fmt: skip
+
+
+def translate(error: Exception, doing: str) -> KernelsError:
+    """A driver's or torch's error as ours: memory that does not fit, a context that is lost, or an op that failed."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError) or any(mark in text for mark in _OUT_OF_MEMORY):
+        return OutOfDeviceMemory(
+            f"{doing}: the GPU has not enough memory left ({text})",
+            hint="use a smaller batch, or end other programs on this GPU",
+        )
+    if any(mark in str(error) for mark in _LOST):
+        return DeviceLost(
+            f"{doing}: {text}; CUDA accepts no more work from this process",
+            hint="start again: rows already in the table are kept; report the op shape, this is a bug in a kernel",
+        )
+    return OpFailed(f"{doing}: {text}", hint="this op is left out, the others go on")
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except KernelsError:
+        raise
+    except Exception as error:  # torch, cuda-core and the driver bindings each raise classes of their own
+        raise translate(error, doing) from error
+
+
+class TorchGraph:
+    """A captured CUDA graph between two events."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> None:
+        self._graph = graph
+        self._stream = stream
+        self._before = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._after = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def replay_us(self) -> float:
+        with translated("replay"), torch.cuda.stream(self._stream):
+            self._before.record(self._stream)
+            self._graph.replay()
+            self._after.record(self._stream)
+            self._after.synchronize()
+            return float(self._before.elapsed_time(self._after)) * _MICROSECONDS_PER_MILLISECOND
+
+
+class DriverCudaDevice:
+    """`CudaDevice` for a real card; everything it enqueues goes to one stream of its own.
+
+    Raises `BackendUnavailable` when made: the codes of `kernels.backends.cuda_detect`, and `cuda_torch_missing` where
+    torch was built without CUDA.
+    """
+
+    def __init__(self, compiler_major: int, index: int = 0) -> None:
+        self.facts: DriverFacts = read_driver(index)
+        self.arch = check_facts(self.facts, compiler_major)
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(
+                f"torch {torch.__version__} cannot use {self.facts.name}",
+                hint="install a torch built for CUDA on machines that measure a GPU",
+                code="cuda_torch_missing",
+            )
+        self.identity = identity_of(self.facts)
+        self.uuid_hash = hash_uuid(self.facts.uuid)
+        self.torch_device = f"cuda:{index}"
+        self._index = index
+        with translated("start"):
+            torch.cuda.set_device(index)
+            torch.zeros(1, device=self.torch_device)
+            self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+
+    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
+        from cuda.bindings import driver
+
+        with translated(f"load {symbol}"):
+            image = ctypes.create_string_buffer(cubin, len(cubin))
+            module = _checked(driver.cuModuleLoadData(ctypes.addressof(image)))
+            function = _checked(driver.cuModuleGetFunction(module, symbol.encode()))
+            if shared_bytes > STATIC_SHARED_LIMIT:
+                attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _checked(driver.cuFuncSetAttribute(function, attribute, shared_bytes))
+            return function
+
+    def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
+        from cuda.bindings import driver
+
+        held = [c_argument(each) for each in arguments]
+        addresses = (ctypes.c_void_p * len(held))(*[ctypes.addressof(each) for each in held])
+        with translated("launch"):
+            _checked(
+                driver.cuLaunchKernel(
+                    kernel, *geometry.grid, *geometry.block, geometry.shared_bytes, self._stream.cuda_stream,
+                    ctypes.addressof(addresses), 0,
+                )
+            )  # fmt: skip
+
+    def run_torch(self, name: str, call: Callable[[], Any], work: Work) -> Any:
+        with translated(name), torch.no_grad(), torch.cuda.stream(self._stream):
+            return call()
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        with translated("capture"):
+            torch.cuda.synchronize(self._index)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self._stream):
+                enqueue()
+            return TorchGraph(graph, self._stream)
+
+    def synchronize(self) -> None:
+        with translated("synchronize"):
+            torch.cuda.synchronize(self._index)
+
+    def telemetry(self) -> dict[str, Any]:
+        return read_telemetry(self.facts.pci_bus_id)
+
+
+def _checked(answer: tuple[Any, ...]) -> Any:
+    """The value of a driver call's (status, value …); its error raised as text that `translate` knows."""
+    status, *values = answer
+    if int(status):
+        raise RuntimeError(getattr(status, "name", f"driver status {int(status)}"))
+    return values[0] if values else None

@@ -1,0 +1,123 @@
+"""Fake CUDA device: launches recorded, computed on the CPU by a model of each kernel, timed by a formula.
+
+It makes everything the host does for a GPU testable without one: packing, padding, argument order, tile choice, graphs,
+rotation, tables, resume. Its times mean nothing. What it cannot show is whether the machine code is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kernels.backends.base import OpFailed
+from kernels.backends.cuda_device import Geometry, Graph, Work
+from kernels.device_identity import DeviceIdentity
+
+FAKE_GPU = DeviceIdentity(
+    kind="gpu", name="fake GPU", cores=132, memory_bytes=80_000_000_000, isa=("sm_90",), l2_bytes=52_428_800,
+    driver="CUDA 13.0",
+)  # fmt: skip
+_LAUNCH_US = 1.5
+_BIT_PRODUCTS_PER_US = 1.6e10
+_BYTES_PER_US = 2.0e6
+
+KernelModel = Callable[..., None]
+"""Computes what a kernel would, from the same arguments: tensors on the CPU, numpy scalars."""
+
+
+@dataclass(frozen=True)
+class FakeKernel:
+    """What `load` gave: the symbol and whether its code was machine code at all."""
+
+    symbol: str
+    cubin_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class RecordedLaunch:
+    """One enqueued kernel or torch call."""
+
+    symbol: str
+    geometry: Geometry | None
+    arguments: tuple[Any, ...] = ()
+    us: float = 0.0
+
+
+@dataclass
+class FakeGraph:
+    """Captured work. It was computed while it was captured; a replay, whose inputs are the same, only takes time."""
+
+    launches: list[RecordedLaunch]
+    replays: int = 0
+
+    def replay_us(self) -> float:
+        self.replays += 1
+        return sum(launch.us for launch in self.launches)
+
+
+class FakeCudaDevice:
+    """A `CudaDevice` without a GPU. `launches` lists what ran; `fails_on` maps a symbol to what its launch raises."""
+
+    torch_device = "cpu"
+    uuid_hash = "fake"
+
+    def __init__(
+        self,
+        models: Mapping[str, KernelModel],
+        arch: str = "sm_90a",
+        identity: DeviceIdentity = FAKE_GPU,
+        fails_on: Mapping[str, Exception] | None = None,
+    ) -> None:
+        self.identity = identity
+        self.arch = arch
+        self.models = dict(models)
+        self.fails_on = dict(fails_on or {})
+        self.launches: list[RecordedLaunch] = []
+        self._captured: list[RecordedLaunch] | None = None
+
+    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> FakeKernel:
+        return FakeKernel(symbol, len(cubin), shared_bytes)
+
+    def launch(self, kernel: FakeKernel, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
+        if geometry.shared_bytes > kernel.shared_bytes:
+            raise OpFailed(f"{kernel.symbol} was loaded with {kernel.shared_bytes} bytes of shared memory")
+        if kernel.symbol not in self.models:
+            raise OpFailed(f"the fake device has no model of {kernel.symbol}", hint="add one to its models")
+        model = self.models[kernel.symbol]
+        recorded = RecordedLaunch(kernel.symbol, geometry, tuple(arguments), fake_us(work))
+        self._enqueue(recorded, lambda: model(*arguments))
+
+    def run_torch(self, name: str, call: Callable[[], Any], work: Work) -> Any:
+        with torch.no_grad():
+            return self._enqueue(RecordedLaunch(name, None, (), fake_us(work)), call)
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        self._captured = []
+        try:
+            enqueue()
+            return FakeGraph(self._captured)
+        finally:
+            self._captured = None
+
+    def synchronize(self) -> None:
+        return
+
+    def telemetry(self) -> dict[str, Any]:
+        return {"sm_clock_mhz": 1980, "temperature_c": 40, "throttle": []}
+
+    def _enqueue(self, recorded: RecordedLaunch, run: Callable[[], Any]) -> Any:
+        self.launches.append(recorded)
+        if recorded.symbol in self.fails_on:
+            raise self.fails_on[recorded.symbol]
+        if self._captured is not None:
+            self._captured.append(recorded)
+        return run()
+
+
+def fake_us(work: Work) -> float:
+    """Microseconds of one launch: a constant, and the larger of products and bytes."""
+    return _LAUNCH_US + max(work.macs * work.bits / _BIT_PRODUCTS_PER_US, work.moved_bytes / _BYTES_PER_US)
