@@ -121,7 +121,10 @@ class WorkerRow(Base):
 
 
 class StudyRow(Base):
-    """What a user submitted. `version` grows with every visible change; it is the ETag and the events' sequence."""
+    """What a user submitted. `version` grows with every visible change; it is the ETag and the events' sequence.
+
+    One with a `parent_id` is no study of its own: its stages find one more allocation of the parent (`AllocationRow`).
+    """
 
     __tablename__ = "studies"
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -138,6 +141,7 @@ class StudyRow(Base):
     created_at: Mapped[float]
     updated_at: Mapped[float]
     finished_at: Mapped[float | None]
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), index=True)
     __table_args__ = (
         Index("ix_studies_created", "created_at", "id"),
         Index("ix_studies_state_created", "state", "created_at", "id"),
@@ -158,7 +162,10 @@ class StudyTargetRow(Base):
 class StageRow(Base):
     """One step of a study, leased to one worker at a time. `pending` counts unfinished stages it waits for.
 
-    `fence` grows with every claim and every expiry; a write that shows an older fence is refused.
+    `fence` grows with every claim and every expiry; a write that shows an older fence is refused. `input_key` hashes
+    all that its output depends on, once that is known. A blocked stage whose input another study's live stage already
+    works on `follows` that stage. `saved_key` names the parts that attempts on such work have saved. `awaits` is what
+    `pending` counts beside stages: `evaluations`, which a user posts.
     """
 
     __tablename__ = "stages"
@@ -172,6 +179,9 @@ class StageRow(Base):
     state: Mapped[str]
     pending: Mapped[int]
     input_key: Mapped[str | None]
+    saved_key: Mapped[str | None]
+    follows: Mapped[str | None]
+    awaits: Mapped[str | None]
     attempt: Mapped[int]
     max_attempts: Mapped[int]
     fence: Mapped[int]
@@ -201,7 +211,27 @@ class StageRow(Base):
             sqlite_where=text("state = 'queued'"),
         ),
         Index("ix_stages_input_key", "input_key"),
+        Index("ix_stages_follows", "follows"),
     )
+
+
+class LiveStageRow(Base):
+    """The one queued or running stage that works on an input; others with the same input follow it."""
+
+    __tablename__ = "live_stages"
+    input_key: Mapped[str] = mapped_column(primary_key=True)
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"))
+
+
+class SavedPartRow(Base):
+    """A part of a stage's work, kept while the stage goes on; the next attempt, and its shards, start from these."""
+
+    __tablename__ = "saved_parts"
+    saved_key: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str]
+    size_bytes: Mapped[int]
+    created_at: Mapped[float]
 
 
 class StageEdgeRow(Base):
@@ -239,14 +269,54 @@ class EventRow(Base):
     data: Mapped[dict[str, Any]]
 
 
+class AllocationRow(Base):
+    """An allocation asked of a study after it was solved: a new budget, or a new target.
+
+    `target` is the whole target; `position` is its place among the study's own, None for a new one. `result` is there
+    at once when the stored front answers (`origin` is `front`), else the study in `run_id` finds it (`solved`).
+    """
+
+    __tablename__ = "allocations"
+    id: Mapped[str] = mapped_column(primary_key=True)
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    position: Mapped[int | None]
+    target: Mapped[dict[str, Any]]
+    metric: Mapped[str | None]
+    origin: Mapped[str]
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
+    result: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+    __table_args__ = (Index("ix_allocations_study", "study_id", "created_at", "id"),)
+
+
+class EvaluationRow(Base):
+    """What the user's own evaluator measured of one finalist; a later post of the same finalist replaces it."""
+
+    __tablename__ = "evaluations"
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
+    target: Mapped[int] = mapped_column(primary_key=True)
+    finalist: Mapped[str] = mapped_column(primary_key=True)
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class DeploymentRow(Base):
+    """The version that serves; workers of another do not take stages."""
+
+    __tablename__ = "deployments"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str]
+    changed_at: Mapped[float]
+
+
 class IdempotencyKeyRow(Base):
-    """A client's key for one POST and the study it made."""
+    """A client's key for one POST and what it made: `body_hash` covers the path too, `resource_id` names the result."""
 
     __tablename__ = "idempotency_keys"
     key: Mapped[str] = mapped_column(primary_key=True)
     body_hash: Mapped[str]
-    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
-    created_at: Mapped[float]
+    resource_id: Mapped[str]
+    created_at: Mapped[float] = mapped_column(index=True)
 
 
 class ApiKeyRow(Base):

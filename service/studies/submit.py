@@ -29,7 +29,7 @@ def submit_study(session: Session, settings: Settings, request: StudyRequest, ke
         max_attempts=settings.max_attempts,
     )
     if key is not None:
-        session.add(IdempotencyKeyRow(key=key, body_hash=body_hash, study_id=study.id, created_at=now(session)))
+        session.add(IdempotencyKeyRow(key=key, body_hash=body_hash, resource_id=study.id, created_at=now(session)))
         session.flush()
     return study.id, True
 
@@ -57,7 +57,7 @@ def _replay(session: Session, settings: Settings, key: str, body_hash: str) -> s
             "this Idempotency-Key was sent before with another body",
             hint="use a new key for a new study",
         )
-    return row.study_id
+    return row.resource_id
 
 
 def _check_names(session: Session, request: StudyRequest) -> None:
