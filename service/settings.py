@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     stage_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="Compute threads of a stage's child."
     )
-    stages: str = Field(default="search.pipeline:STAGES", description="Where the child finds its stage functions.")
+    stages: str = Field(default="search.stages:STAGES", description="Where the child finds its stage functions.")
     kernels: str = Field(
         default="kernels", description="Module run as `python -m … profile --json` to name this hardware."
     )

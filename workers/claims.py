@@ -7,19 +7,23 @@ fence has grown and the old worker's writes change nothing. Only the database's 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from sqlalchemy import insert, select, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from service.ids import new_id
 from service.lifecycle import StageState
-from service.store.database import Database, database_now
+from service.store.database import Database, database_now, is_lock_timeout
 from service.store.models import ArtifactRow, StageEdgeRow, StageRow, StudyRow
 from service.store.studies import lock_study, now, record, rows_changed, settle, stop_waiting_stages, touch
 
+log = logging.getLogger(__name__)
 REAP_BATCH = 100
 BACKOFF_GROWTH = 4
 _WITHOUT_ORM_SYNC = {"synchronize_session": False}
@@ -115,6 +119,23 @@ def beat(database: Database, held: Claim, *, lease_s: float, progress: dict[str,
             touch(session, study)
         assert study is not None
         return Beat.STOP if study.cancel_requested_at is not None or study.error is not None else Beat.GO_ON
+
+
+def checkpoint(database: Database, held: Claim, write: Callable[[Session], int]) -> bool:
+    """Keep part of a stage's work: `write` adds rows and returns how many are new. False when the claim is lost.
+
+    The fence is proven in the transaction that writes. An attempt that brought something new starts the count of
+    attempts anew: a long stage may lose many workers as long as each carries it on.
+    """
+    with database.write() as session:
+        mine = select(StageRow.id).where(
+            StageRow.id == held.stage_id, StageRow.fence == held.fence, StageRow.state == StageState.RUNNING.value
+        )
+        if session.execute(mine.with_for_update()).one_or_none() is None:
+            return False
+        if write(session) > 0:
+            session.execute(_held(held).values(attempt=1))
+    return True
 
 
 def set_input_key(database: Database, held: Claim, input_key: str) -> bool:
@@ -256,10 +277,16 @@ def reap(database: Database, *, backoff_s: float) -> int:
             )
             .execution_options(**_WITHOUT_ORM_SYNC)
         )
-        with database.write() as session:
-            study = lock_study(session, study_id)
-            if study is not None and _retry_or_fail(session, study, still_expired, stage_id, error, backoff_s):
-                taken += 1
+        try:
+            with database.write() as session:
+                study = lock_study(session, study_id)
+                if study is not None and _retry_or_fail(session, study, still_expired, stage_id, error, backoff_s):
+                    taken += 1
+        except OperationalError as problem:
+            # A stopped process may hold the lock of one study; the others are not to wait for it.
+            if not is_lock_timeout(problem):
+                raise
+            log.warning("study %s is locked; its expired stage %s waits for the next round", study_id, stage_id)
     return taken
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,26 +18,43 @@ from workers.claims import reap
 log = logging.getLogger(__name__)
 
 
-def reap_once(settings: Settings, database: Database, send: Sender) -> tuple[int, int]:
-    """One round; returns how many stages were taken back and how many announced."""
-    taken = reap(database, backoff_s=settings.retry_backoff_s)
-    with database.write() as session:
-        forget_silent_workers(session, settings.worker_silent_s)
-    return taken, publish_due(database, send, resend_s=settings.resend_s)
+class Reaper:
+    """Rounds on one database and broker.
+
+    After an outage of the database no worker could renew its lease, so for one lease nobody's stage is taken: the
+    living renew theirs first.
+    """
+
+    def __init__(
+        self, settings: Settings, database: Database, send: Sender, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._send = send
+        self._clock = clock
+        self._spare_until = -math.inf
+
+    def round(self) -> tuple[int, int]:
+        """How many stages were taken back and how many announced. A database that is away is logged, not raised."""
+        try:
+            return self._round()
+        except SQLAlchemyError as error:
+            log.warning("the database is away: %s", str(error).partition("\n")[0])
+            self._spare_until = self._clock() + self._settings.lease_s
+            return 0, 0
+
+    def _round(self) -> tuple[int, int]:
+        taken = 0
+        if self._clock() >= self._spare_until:
+            taken = reap(self._database, backoff_s=self._settings.retry_backoff_s)
+        if taken:
+            log.warning("took %d stage(s) back from silent workers", taken)
+        with self._database.write() as session:
+            forget_silent_workers(session, self._settings.worker_silent_s)
+        return taken, publish_due(self._database, self._send, resend_s=self._settings.resend_s)
 
 
-def reap_calmly(settings: Settings, database: Database, send: Sender) -> None:
-    """One round; a database that is away is logged and tried again at the next."""
-    try:
-        taken, _ = reap_once(settings, database, send)
-    except SQLAlchemyError as error:
-        log.warning("the database is away: %s", error)
-        return
-    if taken:
-        log.warning("took %d stage(s) back from silent workers", taken)
-
-
-def run_reaper(settings: Settings, database: Database, send: Sender, pause: Callable[[float], bool]) -> None:
+def run_reaper(reaper: Reaper, every_s: float, pause: Callable[[float], bool]) -> None:
     """Rounds until `pause` (which waits that many seconds) says to end."""
-    while not pause(settings.reap_s):
-        reap_calmly(settings, database, send)
+    while not pause(every_s):
+        reaper.round()

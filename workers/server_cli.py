@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 from celery.exceptions import SecurityWarning
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.queue.celery_settings import make_celery
 from service.queue.outbox import celery_sender
@@ -25,12 +26,15 @@ from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
 from workers import keys_cli
 from workers.hardware import Announcement, Presence, probe_profiles, queues_for
+from workers.liveness import Watchdog
+from workers.patience import patiently
 from workers.processes import ManagedProcess, end_all
 from workers.reaper import Reaper, run_reaper
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(keys_cli.app, name="keys")
 LOOK_EVERY_S = 0.25
+MIGRATE_PATIENCE_S = 60.0
 DataFolder = Annotated[Path | None, typer.Option(help="Folder of database, messages and files; default .bitwright")]
 Stages = Annotated[str | None, typer.Option(help="Where stage children find their functions, as module:attribute")]
 
@@ -86,7 +90,7 @@ def migrate(data_folder: DataFolder = None) -> None:
     """Bring the database to the newest schema."""
     _log_to_stderr()
     database = Database(_settings(data_folder).resolved_database_url)
-    migrate_database(database)
+    patiently(lambda: migrate_database(database), limit_s=MIGRATE_PATIENCE_S)
     database.close()
 
 
@@ -116,15 +120,21 @@ def worker(
     queues = queues_for(profiles)
     announcement = Announcement.of_this_machine(queues, profiles)
     database = Database(settings.resolved_database_url)
-    announcement.enter(database)
-    database.close()
+    with _ending() as ended:
+        if not _enter(announcement, database, ended):
+            return
 
     from workers.celery_app import celery_app
+    from workers.tasks import be_worker
 
+    be_worker(announcement.worker_id)
+    database.close()  # what a pool process inherits is not to include an open connection
     # Celery warns root because a pickled message is a program; ours are JSON and name one stage.
     warnings.filterwarnings("ignore", category=SecurityWarning)
     presence = Presence(settings, announcement)
     presence.start()
+    watchdog = Watchdog(database, queues, announcement.worker_id, settings.stall_s)
+    watchdog.start()
     try:
         celery_app.worker_main(
             [
@@ -140,7 +150,20 @@ def worker(
             ]
         )
     finally:
+        watchdog.stop()
         presence.end()
+        database.close()
+
+
+def _enter(announcement: Announcement, database: Database, ended: threading.Event) -> bool:
+    """Announce the worker, waiting for a database that is away; False when told to end meanwhile."""
+    try:
+        patiently(lambda: announcement.enter(database), limit_s=float("inf"), give_up=ended.is_set, pause=ended.wait)
+    except SQLAlchemyError:
+        if not ended.is_set():
+            raise
+        return False
+    return True
 
 
 @app.command()
@@ -168,7 +191,7 @@ def up(
     _refuse_open_bind(settings)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url)
-    migrate_database(database)
+    patiently(lambda: migrate_database(database), limit_s=MIGRATE_PATIENCE_S)
     rounds = Reaper(settings, database, celery_sender(make_celery(settings)))
     environment = settings.as_environment()
     processes = [

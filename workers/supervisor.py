@@ -6,6 +6,7 @@ study is cancelled, the lease is lost, the wall time is over or the pipe is floo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -21,13 +22,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.blobs import Blobs
 from service.settings import Settings
-from service.store.database import Database
+from service.store.database import Database, is_outage
 from workers import claims
 from workers.claims import Beat, Claim
+from workers.heartbeat import Heartbeat
+from workers.patience import patiently
 from workers.sandbox import Limits, child_environment, kill_child, start_child
 from workers.stage_folder import BadResult, StageInputs, lay_out, read_inputs, read_result, take_outputs
 
@@ -37,7 +42,9 @@ MAX_LINE_BYTES = 4096
 MAX_PIPE_BYTES = 64 << 20
 LOG_TAIL_BYTES = 8192
 LOCK_NAME = ".lock"
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 SWEEP_AGE_S = 60.0
+T = TypeVar("T")
 
 
 class Ending(Enum):
@@ -81,29 +88,48 @@ class Supervisor:
 
     def run(self, stage_id: str) -> bool:
         """Do the stage to an end; False when there was nothing to claim."""
-        held = claims.claim(self._database, stage_id, worker_id=self._worker_id, lease_s=self._settings.lease_s)
+        held = self._patiently(
+            lambda: claims.claim(self._database, stage_id, worker_id=self._worker_id, lease_s=self._settings.lease_s)
+        )
         if held is None:
             return False
         try:
-            inputs = read_inputs(self._database, held, self._settings.stages)
-            if not claims.set_input_key(self._database, held, inputs.key) or self._reuse(held, inputs):
+            inputs = self._patiently(lambda: read_inputs(self._database, held, self._settings.stages))
+            if not self._patiently(lambda: claims.set_input_key(self._database, held, inputs.key)):
+                return True
+            if self._patiently(lambda: self._reuse(held, inputs)):
                 return True
             with self._folder() as folder:
-                lay_out(folder, inputs, self._blobs)
+                with Heartbeat(lambda: self._beat(held), self._settings.beat_s):
+                    lay_out(folder, inputs, self._blobs)
                 ended = self._supervise(held, folder)
                 self._hand_in(held, inputs, folder, ended)
         except BadResult as error:
-            claims.fail(self._database, held, _infrastructure(held, error.code, str(error)))
+            refused = _infrastructure(held, error.code, str(error))
+            self._patiently(lambda: claims.fail(self._database, held, refused))
         except Exception as error:
             log.exception("stage %s (%s) of study %s", held.stage_id, held.kind, held.study_id)
-            message = f"{type(error).__name__}: {error}"[:2000]
-            claims.give_back(
-                self._database,
-                held,
-                _infrastructure(held, "worker_error", message),
-                backoff_s=self._settings.retry_backoff_s,
-            )
+            code = "disk_full" if isinstance(error, OSError) and error.errno in NO_SPACE else "worker_error"
+            self._give_back(held, code, f"{type(error).__name__}: {error}"[:2000])
         return True
+
+    def _patiently(self, write: Callable[[], T]) -> T:
+        return patiently(write, limit_s=self._settings.outage_s, give_up=self._is_ending)
+
+    def _give_back(self, held: Claim, code: str, message: str) -> None:
+        error = _infrastructure(held, code, message)
+        backoff_s = self._settings.retry_backoff_s
+        self._patiently(lambda: claims.give_back(self._database, held, error, backoff_s=backoff_s))
+
+    def _beat(self, held: Claim, progress: dict[str, Any] | None = None) -> Beat:
+        """A beat; while the database is away nobody else can claim the stage either, so the child goes on."""
+        try:
+            return claims.beat(self._database, held, lease_s=self._settings.lease_s, progress=progress)
+        except SQLAlchemyError as error:
+            if not is_outage(error):
+                raise
+            log.warning("stage %s could not renew its lease: %s", held.stage_id, str(error).partition("\n")[0][:300])
+            return Beat.GO_ON
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -178,7 +204,7 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 return Ending.TIMEOUT
             if time.monotonic() >= next_beat:
-                answer = claims.beat(self._database, held, lease_s=settings.lease_s, progress=progress)
+                answer = self._beat(held, progress)
                 if answer is not Beat.GO_ON:
                     return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
                 progress = None
@@ -190,7 +216,9 @@ class Supervisor:
                 child.wait(timeout=min(self._settings.beat_s, max(0.0, deadline - time.monotonic())))
                 return Ending.EXITED
             except subprocess.TimeoutExpired:
-                answer = claims.beat(self._database, held, lease_s=self._settings.lease_s)
+                if self._is_ending():
+                    return Ending.ENDING
+                answer = self._beat(held)
                 if answer is not Beat.GO_ON:
                     return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
         return Ending.TIMEOUT
@@ -202,36 +230,35 @@ class Supervisor:
             case Ending.LOST:
                 log.warning("stage %s was given to another worker", held.stage_id)
             case Ending.ENDING:
-                claims.put_back(self._database, held)
+                self._patiently(lambda: claims.put_back(self._database, held))
             case Ending.STOPPED:
-                claims.cancel(self._database, held)
+                self._patiently(lambda: claims.cancel(self._database, held))
             case Ending.TIMEOUT:
-                message = f"the stage ran longer than {self._settings.stage_wall_s:g} s"
-                claims.fail(self._database, held, _infrastructure(held, "stage_timeout", message))
+                late = f"the stage ran longer than {self._settings.stage_wall_s:g} s"
+                raise BadResult("stage_timeout", late)
             case Ending.FLOOD:
                 raise BadResult("stage_flood", "the stage sent more progress than is allowed")
             case Ending.EXITED if ended.status != 0:
                 last_line = ended.log_tail.strip().rpartition("\n")[2][-300:]
                 message = f"the stage's process ended with status {ended.status}: {last_line}"
-                claims.give_back(
-                    self._database,
-                    held,
-                    _infrastructure(held, "child_died", message),
-                    backoff_s=self._settings.retry_backoff_s,
-                )
+                self._give_back(held, "child_died", message)
             case Ending.EXITED:
                 self._accept(held, inputs, folder)
 
     def _accept(self, held: Claim, inputs: StageInputs, folder: Path) -> None:
         result = read_result(folder)
         if (error := result.get("error")) is not None:
-            claims.fail(self._database, held, {**error, "stage": held.kind})
+            self._patiently(lambda: claims.fail(self._database, held, {**error, "stage": held.kind}))
             return
-        # Taking large files takes time: prove the claim before, and let `succeed` prove it again.
-        if claims.beat(self._database, held, lease_s=self._settings.lease_s) is Beat.LOST:
+        # Large files take their time: prove the claim before, keep it meanwhile, and let `succeed` prove it again.
+        if self._beat(held) is Beat.LOST:
             return
-        outputs = take_outputs(folder, result["outputs"], self._blobs)
-        claims.succeed(self._database, held, outputs=outputs, summary=result["summary"], publish=inputs.kind.publishes)
+        with Heartbeat(lambda: self._beat(held), self._settings.beat_s):
+            outputs = take_outputs(folder, result["outputs"], self._blobs)
+        publish = inputs.kind.publishes
+        self._patiently(
+            lambda: claims.succeed(self._database, held, outputs=outputs, summary=result["summary"], publish=publish)
+        )
 
 
 def sweep_folders(root: Path, *, younger_s: float = SWEEP_AGE_S) -> int:

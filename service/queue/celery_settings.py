@@ -10,7 +10,17 @@ from kombu.transport import TRANSPORT_ALIASES
 from service.settings import Settings
 
 RUN_STAGE = "workers.tasks.run_stage"
-REDIS_VISIBILITY_S = 12 * 3600
+# Redis hands an unacknowledged message out again after the visibility timeout. Stages outlast any short one, and a
+# second copy finds its stage taken; what a dead worker held is announced again by the outbox, not by this.
+REDIS_OPTIONS: dict[str, Any] = {
+    "visibility_timeout": 12 * 3600,
+    "socket_connect_timeout": 5,
+    "socket_timeout": 30,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "retry_on_timeout": True,
+}
+STAGE_GRACE_S = 600.0
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -26,10 +36,11 @@ def make_celery(settings: Settings) -> Celery:
         settings.broker_folder.mkdir(parents=True, exist_ok=True)
         options = {"folder": str(settings.broker_folder), "polling_interval": 0.2}
     else:
-        options = {"visibility_timeout": REDIS_VISIBILITY_S}
+        options = REDIS_OPTIONS
     app.conf.update(
         broker_transport_options=options,
         broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
         task_acks_late=True,
         task_reject_on_worker_lost=False,
         task_ignore_result=True,
@@ -40,6 +51,8 @@ def make_celery(settings: Settings) -> Celery:
         worker_max_tasks_per_child=50,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
+        # Last resort against a supervisor that hangs; a stage has its own, shorter wall limit.
+        task_time_limit=settings.stage_wall_s + settings.outage_s + STAGE_GRACE_S,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
         task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1},

@@ -20,12 +20,17 @@ from typing import Any
 from kombu.transport import filesystem
 
 log = logging.getLogger(__name__)
+LEFTOVER_S = 86400.0
 
 
 class Channel(filesystem.Channel):
-    """One connection's view of the folder. Options: `folder`, an existing directory on one local disk."""
+    """One connection's view of the folder. Options: `folder`, a directory on one local disk."""
 
     supports_fanout = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        sweep_leftovers(self.folder)
 
     @property
     def folder(self) -> Path:
@@ -47,15 +52,23 @@ class Channel(filesystem.Channel):
     def _put(self, queue: str, payload: dict[str, Any], **kwargs: Any) -> None:  # type: ignore[override]
         name = f"{time.time_ns()}_{uuid.uuid4().hex}.{queue}.msg"
         hidden = self.folder / f".{name}"
-        with open(hidden, "wb") as file:
-            file.write(json.dumps(payload).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(hidden, self.folder / name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(hidden, "wb") as file:
+                file.write(json.dumps(payload).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(hidden, self.folder / name)
+        except OSError:  # a full disk leaves no half message behind
+            hidden.unlink(missing_ok=True)
+            raise
 
     def _messages(self, queue: str) -> list[str]:
         end = f".{queue}.msg"
-        names = (name for name in os.listdir(self.folder) if not name.startswith("."))
+        try:
+            names = [name for name in os.listdir(self.folder) if not name.startswith(".")]
+        except FileNotFoundError:  # somebody removed the folder; the next message makes it again
+            return []
         return sorted(name for name in names if name.partition(".")[2] == end[1:])
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
@@ -89,6 +102,19 @@ class Channel(filesystem.Channel):
                 continue
             removed += 1
         return removed
+
+
+def sweep_leftovers(folder: Path, *, older_s: float = LEFTOVER_S) -> int:
+    """Remove hidden files that processes killed in the middle of a message left behind; returns how many."""
+    removed = 0
+    for path in folder.glob(".*"):
+        try:
+            if time.time() - path.stat().st_mtime > older_s:
+                path.unlink()
+                removed += 1
+        except FileNotFoundError:  # another sweeper was first
+            continue
+    return removed
 
 
 class Transport(filesystem.Transport):

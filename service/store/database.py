@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Double, Engine, create_engine, event
+from sqlalchemy import exc as database_errors
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
@@ -15,6 +16,19 @@ from sqlalchemy.sql.functions import FunctionElement
 
 SQLITE_BUSY_MS = 10_000
 HANDLER_THREADS = 40
+POOL_TIMEOUT_S = 10
+# A server that is gone is noticed in seconds, by a new connection and by one that waits for an answer.
+POSTGRESQL_CONNECT = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+# A process stopped inside a transaction keeps its locks: the server ends it, and others do not wait for ever.
+POSTGRESQL_SESSION = "SET idle_in_transaction_session_timeout = '15s'; SET lock_timeout = '10s'"
+_SQLITE_OUTAGES = frozenset({5, 6, 10, 13, 14})  # busy, locked, I/O error, full, cannot open
+_POSTGRESQL_OUTAGES = ("08", "53", "57P", "55P03", "40", "25P03")  # connection, resources, shutdown, locks, rollback
 
 
 class database_now(FunctionElement[float]):
@@ -35,6 +49,27 @@ def _postgresql_now(element: object, compiler: Any, **kw: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 
 
+def is_outage(error: BaseException) -> bool:
+    """True when the database is away, full or locked for now: the same transaction may succeed later."""
+    if isinstance(error, database_errors.TimeoutError):
+        return True
+    if not isinstance(error, database_errors.DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    if (code := getattr(error.orig, "sqlite_errorcode", None)) is not None:
+        return (int(code) & 0xFF) in _SQLITE_OUTAGES
+    if not isinstance(error, database_errors.OperationalError | database_errors.InterfaceError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return state is None or str(state).startswith(_POSTGRESQL_OUTAGES)
+
+
+def is_lock_timeout(error: database_errors.OperationalError) -> bool:
+    """True when PostgreSQL gave up waiting for a lock of another transaction."""
+    return getattr(error.orig, "sqlstate", None) == "55P03"
+
+
 class Database:
     """Write and read transactions on one URL.
 
@@ -53,7 +88,7 @@ class Database:
             self.writer = _sqlite_engine(url, "BEGIN IMMEDIATE")
             self.reader = _sqlite_engine(url, "BEGIN")
         else:
-            self.writer = self.reader = create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=15)
+            self.writer = self.reader = _postgresql_engine(url)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -70,12 +105,31 @@ class Database:
         self.reader.dispose()
 
 
+def _postgresql_engine(url: str) -> Engine:
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=15,
+        pool_timeout=POOL_TIMEOUT_S,
+        connect_args=POSTGRESQL_CONNECT,
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, record: object) -> None:
+        connection.execute(POSTGRESQL_SESSION)
+        connection.commit()
+
+    return engine
+
+
 def _sqlite_engine(url: str, begin: str) -> Engine:
     # As many connections as the API has handler threads: SQLite's own lock is where writers queue.
     engine = create_engine(
         url,
         pool_size=HANDLER_THREADS,
         max_overflow=HANDLER_THREADS,
+        pool_timeout=POOL_TIMEOUT_S,
         connect_args={"timeout": SQLITE_BUSY_MS / 1000, "check_same_thread": False},
     )
 

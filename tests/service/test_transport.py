@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 from queue import Empty
@@ -11,6 +13,7 @@ import pytest
 from kombu import Connection
 
 from service.queue.celery_settings import make_celery
+from service.queue.transport import sweep_leftovers
 from service.settings import Settings
 
 
@@ -89,6 +92,46 @@ def test_purging_empties_one_queue(folder: Path) -> None:
     one._put("b", {"body": 2})
     assert one._purge("a") == 1
     assert (one._size("a"), one._size("b")) == (0, 1)
+
+
+def test_a_removed_folder_is_empty_and_comes_back_with_the_next_message(folder: Path) -> None:
+    one = channel(folder)
+    folder.rmdir()
+    with pytest.raises(Empty):
+        one._get("q")
+    assert (one._size("q"), one._purge("q")) == (0, 0)
+    one._put("q", {"body": 1})
+    assert one._get("q") == {"body": 1}
+
+
+def test_a_message_that_does_not_fit_on_the_disk_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    one = channel(folder)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        one._put("q", {"body": 1})
+    assert list(folder.iterdir()) == []
+
+
+def test_leftovers_of_killed_processes_are_swept_when_old(folder: Path) -> None:
+    for name in (".taken-1", ".1_a.q.msg", "1_b.q.msg"):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (0, 0))
+    (folder / ".young").write_bytes(b"")
+    assert sweep_leftovers(folder) == 2
+    assert sorted(path.name for path in folder.iterdir()) == [".young", "1_b.q.msg"]
+
+
+def test_redis_settings_wait_longer_than_any_stage(tmp_path: Path) -> None:
+    settings = Settings(data_folder=tmp_path, broker_url="redis://127.0.0.1:1/0")
+    conf = make_celery(settings).conf
+    assert conf.broker_transport_options["visibility_timeout"] > settings.stage_wall_s
+    assert conf.task_time_limit > settings.stage_wall_s
+    assert (conf.task_acks_late, conf.task_reject_on_worker_lost, conf.worker_prefetch_multiplier) == (True, False, 1)
+    assert conf.accept_content == ["json"]
+    assert conf.broker_connection_max_retries is None, "a broker that is away is waited for"
 
 
 def test_events_of_celery_itself_leave_no_files(folder: Path) -> None:

@@ -14,6 +14,7 @@ database: Database = context.config.attributes["database"]
 # On SQLite the writer's BEGIN IMMEDIATE is the lock; PostgreSQL needs one taken by hand.
 with database.writer.begin() as connection:
     if not database.is_sqlite:
+        connection.execute(text("SET LOCAL lock_timeout = 0"))  # another migrator may be at it for long
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": POSTGRESQL_LOCK})
     context.configure(
         connection=connection,
