@@ -73,6 +73,21 @@ def not_found(noun: str, name: str) -> Problem:
     return Problem(404, "not_found", f"there is no {noun} {name[:100]!r}", hint="check the id; ids are case-sensitive")
 
 
+def gone(noun: str, name: str) -> Problem:
+    """It was here and was deleted."""
+    return Problem(410, f"{noun}_deleted", f"the {noun} {name} was deleted", hint=f"upload the {noun} again")
+
+
+def in_use(noun: str, name: str, studies: list[str]) -> Problem:
+    """It cannot be deleted now."""
+    return Problem(
+        409,
+        "in_use",
+        f"studies that have not ended need the {noun} {name}: {', '.join(studies)}",
+        hint="wait for them, or cancel them first",
+    )
+
+
 _PLAIN = {
     400: ("bad_request", "the request could not be read; check that the body is what the endpoint documents"),
     404: ("not_found", "no such path; /openapi.json lists all of them"),

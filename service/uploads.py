@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 from uuid import uuid4
 
+import anyio
+from pydantic import StringConstraints
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
 from service.errors import FieldError, Problem
 
+log = logging.getLogger(__name__)
 MAX_PARTS = 64
+BATCH_BYTES = 1 << 20
 MAX_NAME = 200
 HEAD_BYTES = 16
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -120,8 +127,13 @@ def safe_name(name: str) -> str:
 
 
 @asynccontextmanager
-async def received_files(request: Request, folder: Path) -> AsyncIterator[list[UploadedFile]]:
-    """The files of a multipart request. Whatever the block does not take away is deleted behind it."""
+async def received_files(request: Request, folder: Path, *, idle_s: float) -> AsyncIterator[list[UploadedFile]]:
+    """The files of a multipart request. Whatever the block does not take away is deleted behind it.
+
+    Files the block appends to the list are deleted too. Hashing and writing happen beside the event loop. Raises
+    `Problem`: `multipart_expected`, `malformed_multipart` for a body that ends early or a client that goes away,
+    `upload_stalled` for one that sends nothing for `idle_s` seconds.
+    """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if content_type != b"multipart/form-data" or not boundary:
@@ -136,12 +148,13 @@ async def received_files(request: Request, folder: Path) -> AsyncIterator[list[U
     try:
         try:
             parser = MultipartParser(boundary, callbacks=sink.callbacks())
-            async for chunk in request.stream():
-                parser.write(chunk)
+            async for batch in _batches(request, idle_s):
+                await run_in_threadpool(parser.write, batch)
             parser.finalize()
         except MultipartParseError as error:
             raise _bad_multipart(str(error)) from error
         except ClientDisconnect:
+            log.info("a client went away in the middle of its upload")
             raise _bad_multipart("the client went away") from None
         if not sink.ended:
             raise _bad_multipart("the body ends before its last boundary")
@@ -150,6 +163,26 @@ async def received_files(request: Request, folder: Path) -> AsyncIterator[list[U
         sink.close()
         for upload in sink.files:
             upload.path.unlink(missing_ok=True)
+
+
+async def _batches(request: Request, idle_s: float) -> AsyncIterator[bytes]:
+    """The body in pieces of about a mebibyte, so that few of them have to change threads."""
+    stream = request.stream()
+    waiting = bytearray()
+    try:
+        while True:
+            with anyio.fail_after(idle_s):
+                chunk = await anext(stream, None)
+            waiting += chunk or b""
+            if waiting and (chunk is None or len(waiting) >= BATCH_BYTES):
+                yield bytes(waiting)
+                waiting.clear()
+            if chunk is None:
+                return
+    except TimeoutError:
+        raise Problem(
+            408, "upload_stalled", f"the upload sent nothing for {idle_s:g} s", hint="send it again", retry_after_s=1
+        ) from None
 
 
 def fields_of(
@@ -168,6 +201,12 @@ def fields_of(
             errors=[FieldError(pointer=f"/{one}", message=wanted)],
         )
     return main[0], rest
+
+
+def upload_form(fields: dict[str, Any], *, one_of: tuple[str, ...]) -> dict[str, Any]:
+    """The OpenAPI description of a multipart body of which one of these fields is required."""
+    schema = {"type": "object", "properties": fields, "oneOf": [{"required": [name]} for name in one_of]}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 def _bad_multipart(why: str) -> Problem:

@@ -6,11 +6,12 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.canonical import content_key
-from service.errors import FieldError, Problem
+from service.errors import FieldError, Problem, gone
 from service.settings import Settings
 from service.store.database import database_now
 from service.store.models import DatasetRow, HardwareProfileRow, IdempotencyKeyRow, ModelRow
 from service.store.studies import create_study, now
+from service.store.uploads import usable
 from service.studies.plan import plan_study
 from service.studies.schemas import StudyRequest
 
@@ -61,9 +62,13 @@ def _replay(session: Session, settings: Settings, key: str, body_hash: str) -> s
 
 
 def _check_names(session: Session, request: StudyRequest) -> None:
-    if session.get(ModelRow, request.model) is None:
+    if usable(session, ModelRow, request.model) is None:
+        if session.get(ModelRow, request.model) is not None:
+            raise gone("model", request.model)
         raise _unknown("model_unknown", "/model", f"there is no model {request.model!r}", "upload it: POST /v1/models")
-    if request.dataset is not None and session.get(DatasetRow, request.dataset) is None:
+    if request.dataset is not None and usable(session, DatasetRow, request.dataset) is None:
+        if session.get(DatasetRow, request.dataset) is not None:
+            raise gone("dataset", request.dataset)
         text = f"there is no dataset {request.dataset!r}"
         raise _unknown("dataset_unknown", "/dataset", text, "upload it: POST /v1/datasets")
     known = set(session.scalars(select(HardwareProfileRow.slug)))
