@@ -13,6 +13,7 @@ from service.queue.outbox import Sender, publish_due
 from service.settings import Settings
 from service.store.database import Database
 from service.store.fleet import forget_silent_workers
+from service.store.uploads import expire_datasets
 from workers.claims import reap
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Reaper:
             log.warning("took %d stage(s) back from silent workers", taken)
         with self._database.write() as session:
             forget_silent_workers(session, self._settings.worker_silent_s)
+            expire_datasets(session)
         return taken, publish_due(self._database, self._send, resend_s=self._settings.resend_s)
 
 

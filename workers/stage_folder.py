@@ -33,6 +33,10 @@ class BadResult(Exception):
         self.code = code
 
 
+class InputDeleted(Exception):
+    """A user deleted the dataset of a study that had not ended."""
+
+
 @dataclass(frozen=True)
 class StageInputs:
     """Everything a stage reads: what it is told and the files by name (sha256 each)."""
@@ -56,6 +60,8 @@ def read_inputs(database: Database, held: Claim, stages: str) -> StageInputs:
         files = {entry["name"]: entry["sha256"] for entry in model.files}
         if spec["dataset"] is not None:
             dataset = session.get_one(DatasetRow, spec["dataset"])
+            if dataset.deleted_at is not None:
+                raise InputDeleted(f"the dataset {dataset.id} was deleted while the study needed it")
             files[f"dataset.{dataset.format}"] = dataset.sha256
         edges = session.execute(
             select(StageEdgeRow.before_id, StageEdgeRow.after_id)

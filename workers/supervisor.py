@@ -34,7 +34,7 @@ from workers.claims import Beat, Claim
 from workers.heartbeat import Heartbeat
 from workers.patience import patiently
 from workers.sandbox import Limits, child_environment, kill_child, start_child
-from workers.stage_folder import BadResult, StageInputs, lay_out, read_inputs, read_result, take_outputs
+from workers.stage_folder import BadResult, InputDeleted, StageInputs, lay_out, read_inputs, read_result, take_outputs
 
 log = logging.getLogger(__name__)
 CODE_FOLDER = Path(__file__).resolve().parents[1]
@@ -104,6 +104,10 @@ class Supervisor:
                     lay_out(folder, inputs, self._blobs)
                 ended = self._supervise(held, folder)
                 self._hand_in(held, inputs, folder, ended)
+        except InputDeleted as error:
+            hint = "upload the dataset again and start the study anew"
+            deleted = {"category": "user", "code": "dataset_deleted", "message": str(error), "hint": hint}
+            self._patiently(lambda: claims.fail(self._database, held, {**deleted, "stage": held.kind}))
         except BadResult as error:
             refused = _infrastructure(held, error.code, str(error))
             self._patiently(lambda: claims.fail(self._database, held, refused))
