@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy import exc as database_errors
 from starlette.exceptions import HTTPException
 
-from service.blobs import BlobMissing
+from service.blobs import BlobMissing, BlobStoreAway
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -166,6 +166,18 @@ def install_error_handlers(app: FastAPI) -> None:
             raise error
         log.error("%s %s: %s", request.method, request.url.path, error)
         return problem_response(request, storage_full())
+
+    @app.exception_handler(BlobStoreAway)
+    async def blob_store_away(request: Request, error: BlobStoreAway) -> JSONResponse:
+        log.error("%s %s: %s", request.method, request.url.path, error)
+        problem = Problem(
+            503,
+            "blob_store_unavailable",
+            "the store of files does not answer",
+            hint="send the request again in a moment",
+            retry_after_s=DATABASE_RETRY_S,
+        )
+        return problem_response(request, problem)
 
     @app.exception_handler(BlobMissing)
     async def blob_missing(request: Request, error: BlobMissing) -> JSONResponse:
