@@ -1,7 +1,8 @@
 """model + data → graph → finished candidates → sensitivity ∥ latency table → allocation → evaluation → report.
 
 Five stages, each a function from a study's JSON and a folder of files to more files in it. They run in one process
-(`python -m search`), or each in its own sandboxed child under a service; they know neither.
+(`python -m search`), or each in its own sandboxed child under a service; they know neither. What a stage finishes on
+its way lies in the folder's `saved/`, each file whole: started again beside those files it computes only the rest.
 """
 
 from __future__ import annotations
@@ -10,38 +11,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kernels.registry import backend_for, load_profile
+from kernels.registry import backend_for
 from search.candidates.candidate_set import CandidateSet
-from search.candidates.finish import finish_candidates
-from search.candidates.recipes import recipes_for
-from search.data.chunking import chunk_size
-from search.data.dataset import Dataset, Splits, load_dataset, split_dataset
-from search.data.synthetic_data import synthesize
-from search.errors import BadSubmission, UnsupportedOp
+from search.errors import BadSubmission
 from search.evaluation.evaluate import evaluate_target
 from search.graph import Graph
-from search.groups import LayerGroup, group_layers
-from search.latency.model import measure_model
+from search.latency.estimated import estimate_model
+from search.latency.model import MeasuredModel, measure_model
 from search.loss.inference import infer_losses
 from search.onnx_import import operating_shapes
 from search.planning.costs import TargetCosts, target_costs
 from search.planning.plan import without_repeats
-from search.planning.target import plan_target
+from search.planning.target import ask, plan_target
 from search.report.document import report_document, target_document
 from search.report.html import render_html
-from search.sensitivity.requested import normalised_loss, scan_metrics
-from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
-from search.simulation.simulator import Simulator
-from search.simulation.torch_simulator import TorchSimulator
-from search.study import Study, Target, parse_study, require_goals
+from search.scanning import Scanning, decided_groups, first_samples, simulator_of, split_data, study_data
+from search.sensitivity.requested import scan_metrics
+from search.study import Target, parse_study, require_goals
 from search.study_folder import StudyFolder
 
 Spec = Mapping[str, Any]
 Progress = Callable[[int, int, str, str], None]
 StageFunction = Callable[[Spec, Path, Progress], dict[str, Any]]
-SYNTHETIC_SAMPLES = 384
 CHECKED_SAMPLES = 8
 
 
@@ -50,12 +41,12 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     folder, study = StudyFolder(path), parse_study(spec)
     require_goals(study)
     graph = folder.graph()
-    data = _data(folder, graph, study)
+    data = study_data(folder, graph, study)
     for target in study.targets:
-        load_profile(target.hardware)
+        folder.profile(target.hardware)
         operating_shapes(graph, target.point)
-    sample = _first(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1)).chunks(CHECKED_SAMPLES)[0]
-    loss = infer_losses(graph, _simulator(graph).run(sample), study.losses)
+    sample = first_samples(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1)).chunks(CHECKED_SAMPLES)[0]
+    loss = infer_losses(graph, simulator_of(graph).run(sample), study.losses)
     known = {layer.name for layer in graph.layers}
     if unknown := sorted(set(study.pins) - known):
         raise BadSubmission(
@@ -87,33 +78,24 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 
 
 def scan(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
-    """Finished candidates and what each loses, for every precision any target runs. Independent of hardware speed."""
+    """Finished candidates and what each loses, for every precision any target runs. Independent of hardware speed.
+
+    What `saved/` holds of it, from shards or from an attempt that was interrupted, is not computed again.
+    """
     folder, study = StudyFolder(path), parse_study(spec)
-    graph = folder.graph()
-    data, splits = _splits(folder, graph, study)
-    simulator = _simulator(graph)
-    size = chunk_size(graph, data)
-    recipes = recipes_for(graph, [load_profile(target.hardware) for target in study.targets], study.precisions)
-    candidates = finish_candidates(
-        simulator,
-        recipes,
-        splits.calibrate.chunks(size),
-        progress=lambda done, total: progress(done, total, "candidates", "calibrate and refit"),
-    )
-    sample = splits.calibrate.chunks(min(size, len(splits.calibrate)))[0]
-    loss = infer_losses(graph, simulator.run(sample), study.losses)
-    groups = _groups(graph, candidates)
-    chunks = _first(splits.calibrate, study.scan_samples).chunks(size)
-    loss = normalised_loss(loss, simulator, groups, candidates, chunks)
+    scanning = Scanning.of(folder, study)
+    candidates = scanning.candidates(progress)
+    loss = scanning.normalised_loss(candidates)
     sensitivities, notes = scan_metrics(
         study.metrics,
-        simulator,
-        groups,
+        scanning.simulator,
+        decided_groups(scanning.graph, candidates),
         candidates,
         loss,
-        chunks,
+        scanning.chunks,
         seed=study.seed,
         progress=lambda done, total: progress(done, total, "candidates", "scan sensitivity"),
+        folder=folder.saved,
     )
     return {
         "outputs": folder.save_scan(candidates, sensitivities, loss),
@@ -133,8 +115,13 @@ def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     graph = folder.graph()
     outputs: list[str] = []
     summary: dict[str, Any] = {}
-    for index, target in _targets(spec, study):
-        profile = load_profile(target.hardware)
+    for index, target in enumerate(study.targets):
+        profile = folder.profile(target.hardware)
+        if not profile.measurable_here and study.estimates:
+            estimated = estimate_model(graph, profile, target.point, folder.latency_table(index))
+            outputs += _save_latency(folder, index, estimated)
+            summary[target.hardware] = {"rows": dict(estimated.fit.row_statuses), "caveat": estimated.fit.caveat}
+            continue
         if not profile.measurable_here:
             summary[target.hardware] = "not at hand: no row was measured"
             continue
@@ -146,9 +133,9 @@ def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
             table=folder.latency_table(index),
             seed=study.seed,
             progress=lambda done, total, what: progress(done, total, what, "measure"),
+            checkpoint=lambda table, index=index: folder.save_partial_table(index, table),  # type: ignore[misc]
         )
-        outputs.append(folder.write_json(f"latency_table_{index}.json", measured.table.to_json()))
-        outputs.append(folder.write_json(f"latency_fit_{index}.json", measured.fit.to_json()))
+        outputs += _save_latency(folder, index, measured)
         summary[target.hardware] = {
             "rows": len(measured.table.rows),
             "loo_mape": measured.fit.loo_mape,
@@ -163,11 +150,13 @@ def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     graph, candidates, sensitivities = folder.graph(), folder.candidates(), folder.sensitivities()
     outputs: list[str] = []
     summary: dict[str, Any] = {}
-    for index, target in _targets(spec, study):
+    for index, target in enumerate(study.targets):
         costs = _costs(folder, graph, candidates, index, target)
-        solved = plan_target(costs, sensitivities, target, study, full_precision_us=_full_precision_us(folder, index))
+        question = ask(costs, sensitivities, study, _full_precision_us(folder, index))
+        solved = plan_target(costs, question, target, study)
         plans, same_as = without_repeats(solved.plans)
         outputs.append(folder.save_plans(index, plans, {**solved.to_json(), "same_as": same_as}))
+        outputs.append(folder.save_question(index, question))
         summary[target.hardware] = {"plans": len(plans), "infeasible": solved.infeasible is not None}
         progress(index + 1, len(study.targets), "targets", "solve")
     return {"outputs": outputs, "summary": summary}
@@ -177,13 +166,13 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Finalists built, audited, run and timed; one chosen per target; the report and the artifacts."""
     folder, study = StudyFolder(path), parse_study(spec)
     graph = folder.graph()
-    data, splits = _splits(folder, graph, study)
+    data, splits = split_data(folder, graph, study)
     candidates, loss, sensitivities = folder.candidates(), folder.loss(), folder.sensitivities()
-    simulator = _simulator(graph)
+    simulator = simulator_of(graph)
     documents: list[dict[str, Any]] = []
     outputs: list[str] = []
     verdicts: list[dict[str, Any]] = []
-    for index, target in _targets(spec, study):
+    for index, target in enumerate(study.targets):
         costs = _costs(folder, graph, candidates, index, target)
         plans, solved = folder.plans(index)
         evaluation = evaluate_target(
@@ -224,47 +213,24 @@ STAGES: Mapping[str, StageFunction] = {
 """In the order of their arrows; `scan` and `measure` do not need each other."""
 
 
-def _targets(spec: Spec, study: Study) -> list[tuple[int, Target]]:
-    """All targets, or the one a stage was given by its index."""
-    chosen = spec.get("target")
-    return [(index, target) for index, target in enumerate(study.targets) if chosen is None or index == chosen]
-
-
-def _simulator(graph: Graph) -> Simulator:
-    """Our differentiable program where it knows every op, ONNX Runtime's forwards otherwise."""
-    try:
-        return TorchSimulator(graph)
-    except UnsupportedOp:
-        return OnnxRuntimeSimulator(graph)
-
-
-def _data(folder: StudyFolder, graph: Graph, study: Study) -> Dataset:
-    path = folder.dataset_path()
-    if path is not None:
-        return load_dataset(path, graph)
-    return synthesize(graph, SYNTHETIC_SAMPLES, study.seed, dims=dict(study.targets[0].point.dims))
-
-
-def _splits(folder: StudyFolder, graph: Graph, study: Study) -> tuple[Dataset, Splits]:
-    data = _data(folder, graph, study)
-    return data, split_dataset(data, study.seed)
-
-
-def _first(data: Dataset, count: int) -> Dataset:
-    return data.take(np.arange(min(count, len(data))))
-
-
-def _groups(graph: Graph, candidates: CandidateSet) -> tuple[LayerGroup, ...]:
-    """Groups that have a decision to make: every layer of theirs has a candidate."""
-    return tuple(group for group in group_layers(graph) if all(candidates.precisions(name) for name in group.layers))
-
-
 def _costs(folder: StudyFolder, graph: Graph, candidates: CandidateSet, index: int, target: Target) -> TargetCosts:
     return target_costs(
-        graph, candidates, _groups(graph, candidates), load_profile(target.hardware), target, folder.latency_fit(index)
+        graph,
+        candidates,
+        decided_groups(graph, candidates),
+        folder.profile(target.hardware),
+        target,
+        folder.latency_fit(index),
     )
+
+
+def _save_latency(folder: StudyFolder, index: int, measured: MeasuredModel) -> list[str]:
+    return [
+        folder.write_json(f"latency_table_{index}.json", measured.table.to_json()),
+        folder.write_json(f"latency_fit_{index}.json", measured.fit.to_json()),
+    ]
 
 
 def _full_precision_us(folder: StudyFolder, index: int) -> float | None:
     fit = folder.latency_fit(index)
-    return None if fit is None else next(run.median_us for run in fit.runs if not run.precisions)
+    return None if fit is None else next((run.median_us for run in fit.runs if not run.precisions), None)

@@ -15,25 +15,35 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PROGRESS_EVERY_S = 0.2
 MAX_MESSAGE = 500
+DEFAULT_STAGES = "search.stages:STAGES"
 
 StageFunction = Callable[[dict[str, Any], Path, Callable[[int, int, str, str], None]], dict[str, Any]]
 
 
-def load_stages(reference: str | None) -> Mapping[str, StageFunction]:
-    """The stage functions by kind: search's own, or those a `module:attribute` names."""
-    if reference is None or reference == "search.pipeline:STAGES":
-        from search.pipeline import STAGES
+def load_stage(reference: str | None, kind: str) -> StageFunction:
+    """The function of a kind: from search's own stages, or from a mapping that `module:attribute` names.
 
-        return STAGES
+    An entry is a function, or itself `module:function`, so that a light stage imports none of the heavy ones.
+    """
+    if reference is None or reference == DEFAULT_STAGES:
+        from search.stages import STAGES
+
+        found: Any = STAGES[kind]
+    else:
+        found = _named(reference)[kind]
+    stage: StageFunction = _named(found) if isinstance(found, str) else found
+    return stage
+
+
+def _named(reference: str) -> Any:
     module, _, attribute = reference.partition(":")
-    found: Mapping[str, StageFunction] = getattr(importlib.import_module(module), attribute)
-    return found
+    return getattr(importlib.import_module(module), attribute)
 
 
 class ProgressPipe:
@@ -56,7 +66,7 @@ def run_stage(folder: Path, stages: str | None, progress: Callable[[int, int, st
     """The result document of the stage in `folder`; errors become `{"error": …}`."""
     stage = json.loads((folder / "stage.json").read_text())
     try:
-        function = load_stages(stages)[stage["kind"]]
+        function = load_stage(stages, stage["kind"])
         result = function(stage["spec"], folder / "files", progress)
         return {"outputs": [str(name) for name in result["outputs"]], "summary": result["summary"]}
     except Exception as error:

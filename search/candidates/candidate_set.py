@@ -38,10 +38,8 @@ class CandidateSet:
         """Names of the precisions this layer has a candidate for, in the order they were asked for."""
         return [precision for name, precision in self.candidates if name == layer]
 
-    def save(self, folder: Path) -> None:
-        """Write `candidates.json` and `candidates.npz` into the folder, which is made if missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def to_parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+        """The set as a JSON document and the arrays it numbers."""
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         rows = []
         for index, candidate in enumerate(self.candidates.values()):
@@ -73,6 +71,30 @@ class CandidateSet:
             "quantizers": [asdict(quantizer) for quantizer in self.quantizers.values()],
             "excluded": [asdict(entry) for entry in self.excluded],
         }
+        return document, arrays
+
+    @classmethod
+    def from_parts(cls, document: Mapping[str, Any], arrays: Mapping[str, Any]) -> CandidateSet:
+        """The set that `to_parts` took apart; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {document['schema_version']}, this program reads {SCHEMA_VERSION}")
+        found = [_candidate(row, arrays, index) for index, row in enumerate(document["candidates"])]
+        quantizers = [
+            ActivationQuantizer(row["tensor"], row["scale"], row["zero_point"], _numerics(row["numerics"]))
+            for row in document["quantizers"]
+        ]
+        return cls(
+            candidates={(candidate.layer, candidate.precision.name): candidate for candidate in found},
+            quantizers={(entry.tensor, entry.numerics.bits): entry for entry in quantizers},
+            excluded=tuple(Unquantized(**row) for row in document["excluded"]),
+            samples=document["samples"],
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `candidates.json` and `candidates.npz` into the folder, which is made if missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        document, arrays = self.to_parts()
         np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]
         (folder / _JSON).write_text(json.dumps(document, indent=1))
 
@@ -81,20 +103,8 @@ class CandidateSet:
         """The set a folder holds; raises `BadSubmission` (`bad_candidates`) for another schema or a damaged one."""
         try:
             document = json.loads((Path(folder) / _JSON).read_text())
-            if document["schema_version"] != SCHEMA_VERSION:
-                raise ValueError(f"schema version {document['schema_version']}, this program reads {SCHEMA_VERSION}")
             with (Path(folder) / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                found = [_candidate(row, arrays, index) for index, row in enumerate(document["candidates"])]
-            quantizers = [
-                ActivationQuantizer(row["tensor"], row["scale"], row["zero_point"], _numerics(row["numerics"]))
-                for row in document["quantizers"]
-            ]
-            return cls(
-                candidates={(candidate.layer, candidate.precision.name): candidate for candidate in found},
-                quantizers={(entry.tensor, entry.numerics.bits): entry for entry in quantizers},
-                excluded=tuple(Unquantized(**row) for row in document["excluded"]),
-                samples=document["samples"],
-            )
+                return cls.from_parts(document, arrays)
         except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
             raise BadSubmission(
                 f"{folder} holds no candidates that can be read: {error}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kernels.precision import FP32, Precision
+from search.allocation.limits import BOPS, LATENCY, MEMORY, SIZE
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group, Quadratic
 from search.groups import LayerGroup
 from search.latency.costs import FLOAT_DOMAIN
@@ -12,9 +13,6 @@ from search.planning.costs import TargetCosts
 from search.planning.memory import FLOAT_BYTES, MemoryStep
 from search.sensitivity.estimate import Sensitivity
 
-LATENCY, SIZE, BOPS, MEMORY = "latency_us", "size_bytes", "bops", "peak_memory_bytes"
-BUDGET_RESOURCES = {"latency_ms": LATENCY, "size_bytes": SIZE, "bops": BOPS, "peak_memory_bytes": MEMORY}
-US_PER_MS = 1000.0
 LayerPrecision = tuple[str, str]
 
 

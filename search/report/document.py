@@ -10,6 +10,7 @@ from typing import Any
 from kernels.hardware_profile import HardwareProfile
 from kernels.stopwatch import Timing
 from search.allocation.arrays import all_costs
+from search.allocation.limits import LATENCY, US_PER_MS
 from search.allocation.problem import AllocationProblem
 from search.candidates.candidate_set import CandidateSet
 from search.data.dataset import Dataset, Splits
@@ -20,7 +21,7 @@ from search.graph import Graph
 from search.latency.fit import LatencyFit
 from search.loss.model_loss import ModelLoss
 from search.planning.costs import TargetCosts
-from search.planning.problem import LATENCY, US_PER_MS, build_problem
+from search.planning.problem import build_problem
 from search.report.reasons import explain
 from search.sensitivity.estimate import Sensitivity
 from search.study import Study
@@ -116,6 +117,8 @@ def target_document(
 def _fit_document(fit: LatencyFit | None, profile: HardwareProfile) -> dict[str, Any]:
     if fit is None:
         return {"sentence": f"No latency is known for {profile.slug}: nothing here is measured.", "runs": 0}
+    if fit.loo_mape is None or fit.loo_max is None:
+        return {"sentence": fit.caveat, "runs": 0, "rows": dict(fit.row_statuses), "notes": list(fit.notes)}
     return {
         "sentence": (
             f"Predicted from {len(fit.terms.row_us)} table rows and {len(fit.runs)} end-to-end runs; left out one at a "

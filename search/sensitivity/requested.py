@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -33,11 +34,12 @@ def scan_metrics(
     *,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    folder: Path | None = None,
 ) -> tuple[dict[str, Sensitivity], tuple[str, ...]]:
     """Sensitivities by metric name in the order asked, and notes for the report.
 
     On a graph without derivatives the default metrics lose those that need them, with a note; a metric asked for by
-    name is refused instead (`UnsupportedOp`).
+    name is refused instead (`UnsupportedOp`). Rows of the forward scan are kept in `folder` and taken from there.
     """
     program = simulator.program if isinstance(simulator, TorchSimulator) else None
     notes: list[str] = []
@@ -48,7 +50,7 @@ def scan_metrics(
         notes.append(f"{', '.join(dropped)} left out: the graph holds an op we cannot differentiate.")
     found: dict[str, Sensitivity] = {}
     if any(name in SHARED_SCAN for name in wanted):
-        found.update(scan(simulator, groups, candidates, loss, chunks, progress))
+        found.update(scan(simulator, groups, candidates, loss, chunks, progress, folder=folder))
     few = _first_samples(chunks, GRADIENT_SAMPLES)
     subject = Subject(simulator, program, groups, candidates, loss, few, seed, progress)
     for name in wanted:

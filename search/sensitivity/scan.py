@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from search.assembly import Assembly
 from search.candidates.assemble import assemble
 from search.candidates.candidate_set import CandidateSet
+from search.data.fingerprint import add_array, add_chunks
 from search.errors import BadSubmission
 from search.groups import LayerGroup
 from search.loss.model_loss import ModelLoss
@@ -32,7 +33,7 @@ Progress = Callable[[int, int], None]
 _FULL_PRECISION = Assembly({}, {})
 # Each block runs full precision once for all its keys, and is what a stopped scan can lose.
 _BLOCK_KEYS = 32
-_ROW_VERSION = 1
+_ROW_VERSION = 2
 _NOT_REFITTED = (
     f"Sensitivities were measured without refitting later layers: that needs dynamic-batch chunks of {FEWEST_SAMPLES} "
     "samples and a graph whose ops all run in torch."
@@ -94,7 +95,8 @@ def scan_rows(
     store = RowFolder(folder) if folder is not None else None
     found: dict[Key, Row] = {}
     if store is not None:
-        found = {key: row for key in keys if (row := store.load(key, prints[key])) is not None}
+        known = {key: row for key in keys if (row := store.load(key, prints[key])) is not None}
+        found = {key: replace(row, position=positions[key]) for key, row in known.items()}
     missing = [key for key in keys if key not in found]
     done = len(keys) - len(missing)
     if progress is not None:
@@ -163,11 +165,8 @@ def _check_reference(reference: Arrays, loss: ModelLoss) -> None:
 def _fingerprint_inputs(simulator: Simulator, loss: ModelLoss, chunks: Sequence[Arrays], refit: bool) -> bytes:
     kind = type(simulator).__name__
     digest = hashlib.sha256(f"{_ROW_VERSION}\0{simulator.graph.sha256}\0{kind}\0{refit}\0".encode())
-    digest.update(f"{[len(next(iter(chunk.values()))) for chunk in chunks]}\0".encode())
     digest.update(json.dumps(loss.to_json(), sort_keys=True).encode())
-    for chunk in chunks:
-        for name in sorted(chunk):
-            _update(digest, name, np.asarray(chunk[name]))
+    add_chunks(digest, chunks)
     return digest.digest()
 
 
@@ -182,12 +181,7 @@ def _fingerprint(common: bytes, assembly: Assembly) -> str:
         }  # fmt: skip
         for name, part in parts.items():
             if part is not None:
-                _update(digest, name, part)
+                add_array(digest, name, part)
     for tensor, quantizer in sorted(assembly.quantizers.items()):
         digest.update(f"{tensor}\0{quantizer!r}\0{tensor in assembly.output_quantized}\0".encode())
     return digest.hexdigest()
-
-
-def _update(digest: Any, name: str, array: Array) -> None:
-    digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())

@@ -45,7 +45,7 @@ def spec(budgets: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
 
 def finish(folder: Path, tmp_path: Path, request: dict[str, Any]) -> tuple[dict[str, Any], Path]:
     """Solve and evaluate in a copy of the scanned folder."""
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     STAGES["solve"](request, tmp_path, QUIET)
     STAGES["evaluate"](request, tmp_path, QUIET)
@@ -137,7 +137,7 @@ def test_assembly_that_fails_the_audit_is_discarded_with_its_reason(
 
 
 def test_latency_budget_without_any_measurement_is_refused(scanned: Path, tmp_path: Path) -> None:
-    for path in scanned.iterdir():
+    for path in filter(Path.is_file, scanned.iterdir()):
         if not path.name.startswith("latency"):
             (tmp_path / path.name).write_bytes(path.read_bytes())
     with pytest.raises(BadSubmission) as refused:
@@ -155,7 +155,7 @@ def test_device_that_is_not_here_is_planned_by_size_and_says_what_was_not_measur
     path.write_text(json.dumps(profile))
     work = tmp_path / "work"
     work.mkdir()
-    for source in scanned.iterdir():
+    for source in filter(Path.is_file, scanned.iterdir()):
         if not source.name.startswith("latency"):
             (work / source.name).write_bytes(source.read_bytes())
     request = spec({"size_bytes": "0.5x"})
