@@ -73,11 +73,11 @@ def random_layer(op: OpShape, precision: Precision, recipe: Recipe | None, seed:
     weight_scale = _weight_scale(rng, recipe.weight, op, channels)
     activation = recipe.activation
     static = activation is not None and not activation.dynamic
+    is_symmetric = activation is not None and activation.symmetric
     input_scale = float(np.float32(rng.uniform(0.02, 0.04))) if static else 1.0
     zero_point = 0
     if static:
-        assert activation is not None
-        zero_point = 0 if activation.symmetric else int(rng.integers(100, 140))
+        zero_point = 0 if is_symmetric else int(rng.integers(100, 140))
     # Standard deviation of the accumulated product of two independent, roughly uniform code distributions.
     spread = input_scale * 74 * float(np.mean(weight_scale)) * (recipe.weight.code_max * 0.58) * np.sqrt(reduction)
     output_scale = float(np.float32(spread / 32)) if recipe.output_quantized else None
@@ -98,7 +98,7 @@ def random_layer(op: OpShape, precision: Precision, recipe: Recipe | None, seed:
         input_scale=input_scale,
         input_zero_point=zero_point,
         output_scale=output_scale,
-        output_zero_point=int(rng.integers(100, 140)) if output_scale is not None else 0,
+        output_zero_point=int(rng.integers(100, 140)) if output_scale is not None and not is_symmetric else 0,
     )
 
 

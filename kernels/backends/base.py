@@ -113,7 +113,9 @@ class TimedOp(Protocol):
     tried: Mapping[str, float]
 
     @property
-    def executed_kernel(self) -> str: ...
+    def executed_kernel(self) -> str:
+        """What ran."""
+        ...
 
     def run(self) -> None: ...
 

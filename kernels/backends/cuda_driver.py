@@ -97,6 +97,7 @@ class DriverCudaDevice:
             torch.cuda.set_device(index)
             torch.zeros(1, device=self.torch_device)
             self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+            torch.cuda.set_stream(self._stream)  # what torch does outside `run_torch` keeps its order, too
 
     def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
         from cuda.bindings import driver
