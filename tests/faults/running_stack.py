@@ -62,6 +62,7 @@ class Stack:
         self.database = Database(self.settings.resolved_database_url)
         migrate(self.database)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.cleanups: list[Callable[[], object]] = []
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
 
     def _database_url(self) -> str:
@@ -138,6 +139,11 @@ class Stack:
         rows = (line.split(None, 1) for line in listed.splitlines()[1:])
         mine = f"{self.settings.data_folder.absolute()}/stages/"
         return [int(pid) for pid, arguments in rows if "workers.stage_child" in arguments and mine in arguments]
+
+    def clean_up(self) -> None:
+        """Undo what a fault left to be undone."""
+        while self.cleanups:
+            self.cleanups.pop()()
 
     def arm(self, point: str) -> None:
         """The next process that comes by this point stops there; see `tests.faults.pausing`."""

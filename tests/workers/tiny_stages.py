@@ -30,6 +30,9 @@ class TinyError(Exception):
 
 def misbehave(kind: str, spec: dict[str, Any], folder: Path, progress: Progress) -> None:
     asked = spec["options"].get("tiny", {})
+    if "ledger" in asked:
+        with open(asked["ledger"], "a") as ledger:
+            ledger.write(f"{kind}\n")
     if asked.get("kind") != kind:
         return
     once = asked.get("once")
@@ -39,6 +42,9 @@ def misbehave(kind: str, spec: dict[str, Any], folder: Path, progress: Progress)
             return
         marker.write_text("been here")
     how = asked["how"]
+    if how == "hold":
+        progress(1, 100, "naps", "holding")
+        await_file(asked["until"])
     if how == "user_error":
         raise TinyError("op_unsupported", "the model has the op Loop", "export it without control flow")
     if how == "crash":
@@ -68,6 +74,12 @@ def misbehave(kind: str, spec: dict[str, Any], folder: Path, progress: Progress)
         raise TinyError("environment", json.dumps(dict(os.environ)), "")
 
 
+def await_file(path: str) -> None:
+    """Stand here until a test makes that file."""
+    while not Path(path).exists():
+        time.sleep(0.02)
+
+
 def result(folder: Path, names: dict[str, Any], **summary: Any) -> dict[str, Any]:
     for name, content in names.items():
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -88,7 +100,9 @@ def scan(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, An
     for done in range(4):
         progress(done + 1, 4, "candidates", f"layer {done}")
     size = json.loads((folder / "graph.json").read_text())["size_bytes"]
-    return result(folder, {"sensitivity.json": {"a": size * 0.01}})
+    done = result(folder, {"sensitivity.json": {"a": size * 0.01}})
+    misbehave("scan output", spec, folder, progress)
+    return done
 
 
 def measure(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
