@@ -21,6 +21,7 @@ from kernels.errors import BackendUnavailable, KernelsError
 _FUNCTION = re.compile(r"^\.text\.([\w$.]+):", re.MULTILINE)
 _REGISTERS = re.compile(r'"SHI_REGISTERS=(\d+)"')
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)([^;]*);")
+_NEVER = "@!PT "  # what an erratum makes the compiler put before some copies; it does nothing
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):", re.MULTILINE)
 _TARGET = re.compile(r"\((\.L_x_\d+)\)")
 MATRIX_OPCODES = ("IMMA", "HMMA", "QMMA", "BMMA", "OMMA", "IGMMA", "HGMMA", "QGMMA", "BGMMA", "UTC")
@@ -115,7 +116,7 @@ def _function(name: str, body: str, registers: int) -> Function:
     for line in body.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(opcodes)
-        if instruction := _INSTRUCTION.search(line):
+        if (instruction := _INSTRUCTION.search(line)) and _NEVER not in line:
             target = _TARGET.search(instruction[2])
             if instruction[1].startswith("BRA") and target:
                 branches.append((len(opcodes), target[1]))

@@ -59,11 +59,10 @@ DEVICE s64 dyadic(s32 acc, s32 m, s32 e) {
 DEVICE s64 rounded(float x) { return round_half_even(x); }
 
 template <int OUT>
-DEVICE float residual_value(const Epilogue& e, s64 at) {
-  if constexpr (OUT == OUT_F32) return static_cast<const float*>(e.residual)[at];
-  if constexpr (OUT == OUT_F16) return half_to_float(static_cast<const u16*>(e.residual)[at]);
-  if constexpr (OUT == OUT_BF16) return bfloat16_to_float(static_cast<const u16*>(e.residual)[at]);
-  return 0.0f;
+DEVICE float to_float(typename OutputType<OUT>::type value) {
+  if constexpr (OUT == OUT_F16) return half_to_float(value);
+  else if constexpr (OUT == OUT_BF16) return bfloat16_to_float(value);
+  else return static_cast<float>(value);
 }
 
 template <int OUT>
@@ -73,52 +72,148 @@ DEVICE typename OutputType<OUT>::type from_float(float y) {
   else return static_cast<typename OutputType<OUT>::type>(y);
 }
 
-// A scaled value of a float kernel or a finished product, with offset, residual and ReLU: rows and columns are inside.
+// What the epilogue knows of one output column.
 template <int OUT>
-DEVICE typename OutputType<OUT>::type finish_float(const Epilogue& e, s32 row, s32 column, float y) {
-  if (e.offset) y = add(y, e.offset[column]);
-  if (e.residual) y = add(y, residual_value<OUT>(e, static_cast<s64>(row) * e.ld_residual + column));
-  if (e.relu) y = y > 0.0f ? y : 0.0f;
-  return from_float<OUT>(y);
-}
+struct Column {
+  static constexpr bool CODES = OUT == OUT_S8 || OUT == OUT_U8;
+  static constexpr bool FLOATS = OUT == OUT_F32 || OUT == OUT_F16 || OUT == OUT_BF16;
+  typedef typename OutputType<OUT>::type Element;
 
-// The residual's code at an element, less its zero point.
-template <int OUT>
-DEVICE s32 residual_code(const Epilogue& e, s32 row, s32 column) {
-  const s64 at = static_cast<s64>(row) * e.ld_residual + column;
-  return static_cast<s32>(static_cast<const typename OutputType<OUT>::type*>(e.residual)[at]) - e.residual_zero_point;
-}
+  s32 bias = 0, multiplier = 0, shift = 1;
+  float scale = 0.0f, offset = 0.0f;
 
-// The output element of a sum that is a float already and was multiplied by scale[column].
-template <int OUT>
-DEVICE typename OutputType<OUT>::type finish_scaled(const Epilogue& e, s32 row, s32 column, float y) {
-  static_assert(OUT != OUT_S32, "a scaled sum is no integer");
-  if constexpr (OUT == OUT_S8 || OUT == OUT_U8) {
-    if (e.residual) y = add(y, multiply(static_cast<float>(residual_code<OUT>(e, row, column)), e.residual_scale));
-    return static_cast<typename OutputType<OUT>::type>(clamp(rounded(y) + e.zero_point, e.clamp_low, e.clamp_high));
-  } else {
-    if (e.row_scale) y = multiply(y, e.row_scale[row]);
-    return finish_float<OUT>(e, row, column, y);
+  DEVICE Column() {}
+  DEVICE Column(const Epilogue& e, s32 column) {
+    if (e.bias) bias = e.bias[column];
+    if (CODES && e.multiplier) {
+      multiplier = e.multiplier[column];
+      shift = e.shift[column];
+    } else if (OUT != OUT_S32) {
+      scale = e.scale[column];
+    }
+    if (FLOATS && e.offset) offset = e.offset[column];
   }
+
+  // The output element of a sum; `other` is the residual's element, read only where there is a residual.
+  DEVICE Element finish(const Epilogue& e, s32 row, s32 sum, Element other) const {
+    sum += bias;
+    if constexpr (OUT == OUT_S32) {
+      return sum;
+    } else {
+      if constexpr (CODES) {
+        if (e.multiplier) {
+          s64 q = dyadic(sum, multiplier, shift);
+          if (e.residual) q += dyadic(code(e, other), e.residual_multiplier, e.residual_shift);
+          return static_cast<Element>(clamp(q + e.zero_point, e.clamp_low, e.clamp_high));
+        }
+      }
+      return finish(e, row, static_cast<float>(sum), other);
+    }
+  }
+
+  // A sum that is a float already has no integer bias and no integer-only form.
+  DEVICE Element finish(const Epilogue& e, s32 row, float sum, Element other) const {
+    float y = multiply(sum, scale);
+    if constexpr (CODES) {
+      if (e.residual) y = add(y, multiply(static_cast<float>(code(e, other)), e.residual_scale));
+      return static_cast<Element>(clamp(rounded(y) + e.zero_point, e.clamp_low, e.clamp_high));
+    } else {
+      if (e.row_scale) y = multiply(y, e.row_scale[row]);
+      if (e.offset) y = add(y, offset);
+      if (e.residual) y = add(y, to_float<OUT>(other));
+      if (e.relu) y = y > 0.0f ? y : 0.0f;
+      return from_float<OUT>(y);
+    }
+  }
+
+ private:
+  static DEVICE s32 code(const Epilogue& e, Element other) { return static_cast<s32>(other) - e.residual_zero_point; }
+};
+
+template <int OUT>
+DEVICE typename OutputType<OUT>::type residual_at(const Epilogue& e, s32 row, s32 column) {
+  typedef typename OutputType<OUT>::type Element;
+  if (!e.residual) return Element(0);
+  return static_cast<const Element*>(e.residual)[static_cast<s64>(row) * e.ld_residual + column];
 }
 
-// The output element of one integer accumulator. `row` < M and `column` < N.
-template <int OUT>
-DEVICE typename OutputType<OUT>::type finish(const Epilogue& e, s32 row, s32 column, s32 acc) {
-  if (e.bias) acc += e.bias[column];
-  if constexpr (OUT == OUT_S32) {
-    return acc;
-  } else {
-    if constexpr (OUT == OUT_S8 || OUT == OUT_U8) {
-      if (e.multiplier) {
-        s64 q = dyadic(acc, e.multiplier[column], e.shift[column]);
-        if (e.residual) q += dyadic(residual_code<OUT>(e, row, column), e.residual_multiplier, e.residual_shift);
-        return static_cast<typename OutputType<OUT>::type>(clamp(q + e.zero_point, e.clamp_low, e.clamp_high));
+// One element by itself, for kernels without tiles: `row` < M and `column` < N.
+template <int OUT, class Sum>
+DEVICE typename OutputType<OUT>::type finish(const Epilogue& e, s32 row, s32 column, Sum sum) {
+  return Column<OUT>(e, column).finish(e, row, sum, residual_at<OUT>(e, row, column));
+}
+
+// Sums leave in slices through shared memory. A fragment holds two neighbours of a row and would write pairs; from a
+// slice every thread takes four neighbours, so that a warp writes whole lines, and keeps its four columns' parameters in
+// registers for all rows. It also keeps the code small: one copy of the arithmetic and not one per accumulator.
+//
+// A slice is rows of COLUMNS sums (s32 or float) with PITCH from row to row; 8 words of padding let the four rows that
+// half a warp writes at once fall on different banks.
+template <int OUT, int COLUMNS, int THREADS>
+struct SliceWriter {
+  static constexpr int WIDTH = 4;
+  static constexpr int PITCH = COLUMNS + 8;
+  static constexpr int VECTORS = COLUMNS / WIDTH;
+  static constexpr int ROWS_AT_ONCE = THREADS / VECTORS;
+  static_assert(COLUMNS % WIDTH == 0 && THREADS % VECTORS == 0, "a thread keeps its columns");
+  typedef typename OutputType<OUT>::type Element;
+  struct alignas(WIDTH * sizeof(Element)) Vector { Element at[WIDTH]; };
+
+  const Epilogue& e;
+  Column<OUT> columns[WIDTH];
+  s32 first, inside, rows;  // first of this thread's columns, how many of them are in the matrix, its rows
+  bool out_by_vectors, residual_by_vectors;
+
+  DEVICE SliceWriter(const Epilogue& e, s32 column0, s32 rows, s32 n) : e(e), rows(rows) {
+    first = column0 + static_cast<s32>(threadIdx.x % VECTORS) * WIDTH;
+    inside = n - first < 0 ? 0 : n - first < WIDTH ? n - first : WIDTH;
+#pragma unroll
+    for (int i = 0; i < WIDTH; ++i)
+      if (i < inside) columns[i] = Column<OUT>(e, first + i);
+    out_by_vectors = inside == WIDTH && by_vectors(e.out, e.ld_out);
+    residual_by_vectors = e.residual && inside == WIDTH && by_vectors(e.residual, e.ld_residual);
+  }
+
+  // Writes `count` rows of a slice; `row_of(r)` is the matrix row that row r of the slice belongs to. A barrier must lie
+  // between filling the slice and this, and another before it is filled again.
+  template <class T, class RowOf>
+  DEVICE void write(const T* slice, s32 count, RowOf row_of) const {
+#pragma unroll 1
+    for (s32 r = threadIdx.x / VECTORS; r < count; r += ROWS_AT_ONCE) {
+      const s32 row = row_of(r);
+      if (row >= rows || inside == 0) continue;
+      const T* from = slice + r * PITCH + threadIdx.x % VECTORS * WIDTH;
+      Vector other = {}, y;
+      if (residual_by_vectors) {
+        other = *reinterpret_cast<const Vector*>(address(e.residual, e.ld_residual, row));
+      } else if (e.residual) {
+#pragma unroll
+        for (int i = 0; i < WIDTH; ++i)
+          if (i < inside) other.at[i] = address(e.residual, e.ld_residual, row)[i];
+      }
+      struct alignas(16) Four { T at[WIDTH]; };
+      const Four sums = *reinterpret_cast<const Four*>(from);
+#pragma unroll
+      for (int i = 0; i < WIDTH; ++i) y.at[i] = columns[i].finish(e, row, sums.at[i], other.at[i]);
+      Element* to = const_cast<Element*>(address(e.out, e.ld_out, row));
+      if (out_by_vectors) {
+        *reinterpret_cast<Vector*>(to) = y;
+      } else {
+#pragma unroll
+        for (int i = 0; i < WIDTH; ++i)
+          if (i < inside) to[i] = y.at[i];
       }
     }
-    return finish_scaled<OUT>(e, row, column, multiply(static_cast<float>(acc), e.scale[column]));
   }
-}
+
+ private:
+  DEVICE const Element* address(const void* matrix, s32 ld, s32 row) const {
+    return static_cast<const Element*>(matrix) + static_cast<s64>(row) * ld + first;
+  }
+  static DEVICE bool by_vectors(const void* matrix, s32 ld) {
+    return ld % WIDTH == 0 && reinterpret_cast<u64>(matrix) % sizeof(Vector) == 0;
+  }
+};
 
 // Rows of a finished tile leave through shared memory, so that a warp writes whole lines instead of pairs.
 // `tile` holds ROWS x COLUMNS elements with PITCH elements from row to row (PITCH * size a multiple of 16 bytes);

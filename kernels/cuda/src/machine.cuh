@@ -122,6 +122,17 @@ DEVICE void store_shared_16(u32 destination, const Vector16& v) {
                : "memory");
 }
 
+// ---- memory that blocks share ---------------------------------------------------------------------------------------
+
+// Adds to memory, without asking what was there.
+DEVICE void add_in_memory(s32* address, s32 value) { atomicAdd(address, value); }
+// Counts an arrival; true for the last of `expected`, after which the counter is 0 again.
+DEVICE bool count_in_memory(u32* counter, u32 expected) { return atomicInc(counter, expected - 1) == expected - 1; }
+// What was written before is visible to other blocks before what is written behind.
+DEVICE void fence_device() { __threadfence(); }
+// Reads past this multiprocessor's own cache, which does not follow other blocks' additions.
+DEVICE s32 load_from_l2(const s32* address) { return __ldcg(address); }
+
 // ---- between the lanes of a warp ------------------------------------------------------------------------------------
 
 // All 32 lanes take part.

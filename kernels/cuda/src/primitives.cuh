@@ -65,27 +65,26 @@ DEVICE void cp_async_commit() { machine_cp_async_commit(); }
 template <int PENDING>
 DEVICE void cp_async_wait() { machine_cp_async_wait<PENDING>(); }
 #else
+// The loops stay loops: they run at the edges only, and unrolled they are most of a kernel.
 DEVICE u32 load_valid_bytes(const void* source, u32 valid) {
   if (valid >= 4) return *static_cast<const u32*>(source);
   u32 word = 0;
+#pragma unroll 1
   for (u32 i = 0; i < valid; ++i) word |= static_cast<u32>(static_cast<const u8*>(source)[i]) << (8 * i);
   return word;
+}
+DEVICE void copy_words(u32 destination, const void* source, u32 valid, u32 size) {
+#pragma unroll 1
+  for (u32 i = 0; i < size; i += 4)
+    store_shared_4(destination + i, load_valid_bytes(static_cast<const u8*>(source) + i, valid > i ? valid - i : 0));
 }
 DEVICE void cp_async_4(u32 destination, const void* source, u32 valid) {
   store_shared_4(destination, load_valid_bytes(source, valid));
 }
-DEVICE void cp_async_8(u32 destination, const void* source, u32 valid) {
-  const u8* bytes = static_cast<const u8*>(source);
-  cp_async_4(destination, bytes, valid);
-  cp_async_4(destination + 4, bytes + 4, valid > 4 ? valid - 4 : 0);
-}
+DEVICE void cp_async_8(u32 destination, const void* source, u32 valid) { copy_words(destination, source, valid, 8); }
 DEVICE void cp_async_16(u32 destination, const void* source, u32 valid) {
-  if (valid == 16) {
-    store_shared_16(destination, *static_cast<const Vector16*>(source));
-    return;
-  }
-  const u8* bytes = static_cast<const u8*>(source);
-  for (u32 i = 0; i < 16; i += 4) cp_async_4(destination + i, bytes + i, valid > i ? valid - i : 0);
+  if (valid == 16) store_shared_16(destination, *static_cast<const Vector16*>(source));
+  else copy_words(destination, source, valid, 16);
 }
 DEVICE void cp_async_commit() {}
 template <int PENDING>

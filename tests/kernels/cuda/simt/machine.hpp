@@ -335,3 +335,11 @@ DEVICE T atomicAdd(T* address, T value) {
   return before;
 }
 DEVICE void __threadfence() {}
+DEVICE void add_in_memory(s32* address, s32 value) { *address += value; }
+DEVICE bool count_in_memory(u32* counter, u32 expected) {
+  const bool last = *counter + 1 >= expected;
+  *counter = last ? 0 : *counter + 1;
+  return last;
+}
+DEVICE void fence_device() {}
+DEVICE s32 load_from_l2(const s32* address) { return *address; }
