@@ -17,6 +17,7 @@ from service.dependencies import Parts, check_json_text
 from service.errors import declare_problems, install_error_handlers
 from service.gateway import Gateway
 from service.hardware_profiles.router import router as hardware_profiles
+from service.hardware_profiles.tables_router import router as latency_tables
 from service.keys.access import install_access, scoped
 from service.keys.pages import router as login_pages
 from service.keys.scopes import Noun
@@ -28,12 +29,15 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from service.studies.router import router as studies
 from service.version import VERSION
+from service.workers.router import router as workers
 
 # The noun is what a key's scopes name: reading asks for <noun>:read, every other method for <noun>:write.
 ROUTERS: tuple[tuple[Noun, APIRouter], ...] = (
     ("models", models),
     ("datasets", datasets),
     ("hardware", hardware_profiles),
+    ("hardware", latency_tables),
+    ("server", workers),
     ("studies", studies),
     ("studies", artifacts.router),
 )

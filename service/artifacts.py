@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.blobs import CHUNK_BYTES, Blobs
 from service.dependencies import ReadSession, TheParts
 from service.errors import Problem, not_found
+from service.etags import is_same
 from service.store.models import ArtifactRow
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
+_BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+DOWNLOAD: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file", "content": _BINARY},
+    206: {"description": "The range asked for", "content": _BINARY},
+    304: {"description": "The client has it"},
+}
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 # A report is written by the sandboxed child from names in a stranger's file: it gets an origin of its own.
 DOCUMENT_POLICY = (
@@ -22,8 +29,8 @@ DOCUMENT_POLICY = (
 )
 
 
-@router.api_route("/{artifact_id}", methods=["GET"], responses={206: {"description": "The range asked for"}})
-def get_artifact(request: Request, artifact_id: str, session: ReadSession, parts: TheParts) -> StreamingResponse:
+@router.get("/{artifact_id}", responses=DOWNLOAD, response_class=StreamingResponse)
+def get_artifact(request: Request, artifact_id: str, session: ReadSession, parts: TheParts) -> Response:
     """Download a file. `ETag` is its sha256; one byte range per request is understood."""
     row = session.get(ArtifactRow, artifact_id)
     if row is None:
@@ -31,8 +38,17 @@ def get_artifact(request: Request, artifact_id: str, session: ReadSession, parts
     return artifact_response(request, parts.blobs, row, inline=False)
 
 
-def artifact_response(request: Request, blobs: Blobs, row: ArtifactRow, *, inline: bool) -> StreamingResponse:
-    """The file or the range of it that the request asks for. Raises `Problem` 416 for a range outside it."""
+@router.head("/{artifact_id}", responses={200: {"description": "Size, type and sha256 of the file"}})
+def head_artifact(request: Request, artifact_id: str, session: ReadSession, parts: TheParts) -> Response:
+    """What a download would answer, without the bytes."""
+    return get_artifact(request, artifact_id, session, parts)
+
+
+def artifact_response(request: Request, blobs: Blobs, row: ArtifactRow, *, inline: bool) -> Response:
+    """The file or the range of it that the request asks for; 304 when the client has it.
+
+    Raises `Problem` 416 for a range outside the file.
+    """
     etag = f'"{row.sha256}"'
     headers = {
         "ETag": etag,
@@ -40,6 +56,8 @@ def artifact_response(request: Request, blobs: Blobs, row: ArtifactRow, *, inlin
         "Content-Disposition": f'{"inline" if inline else "attachment"}; filename="{_quotable(row.name)}"',
         "Content-Security-Policy": DOCUMENT_POLICY,
     }
+    if is_same(request.headers.get("if-none-match"), etag):
+        return Response(status_code=304, headers=headers)
     asked = request.headers.get("range")
     if asked is not None and request.headers.get("if-range", etag) != etag:
         asked = None
@@ -50,6 +68,8 @@ def artifact_response(request: Request, blobs: Blobs, row: ArtifactRow, *, inlin
         status = 206
         headers["Content-Range"] = f"bytes {first}-{last}/{row.size_bytes}"
     headers["Content-Length"] = str(last - first + 1)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=row.media_type)
     pieces = _pieces(blobs.open(row.sha256), first, last - first + 1)
     return StreamingResponse(pieces, status, headers=headers, media_type=row.media_type)
 

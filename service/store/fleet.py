@@ -57,6 +57,7 @@ def announce_worker(
                 slug=slug,
                 profile=dict(profile),
                 profile_key=content_key(dict(profile)),
+                source="worker",
                 created_at=known.created_at if known else at,
                 announced_at=at,
             )

@@ -9,6 +9,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from service.hardware_profiles.profiles import enter_shipped_profiles
 from service.store.database import Database
 
 POSTGRESQL_LOCK = 0x62770001
@@ -22,8 +23,13 @@ def _config(database: Database) -> Config:
 
 
 def migrate(database: Database) -> None:
-    """Upgrade to the newest revision. Several processes may call it at once: the migration takes a lock."""
+    """Upgrade to the newest revision and enter the shipped hardware profiles.
+
+    Several processes may call it at once: the migration takes a lock.
+    """
     command.upgrade(_config(database), "head")
+    with database.write() as session:
+        enter_shipped_profiles(session)
 
 
 def is_current(database: Database) -> bool:
