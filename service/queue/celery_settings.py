@@ -49,6 +49,7 @@ def make_celery(settings: Settings) -> Celery:
         accept_content=["json"],
         worker_prefetch_multiplier=1,
         worker_max_tasks_per_child=50,
+        worker_lost_wait=1.0,  # a killed pool process is noticed at once; waiting for its result blocks the slot
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         # Last resort against a supervisor that hangs; a stage has its own, shorter wall limit.

@@ -6,7 +6,8 @@ import logging
 from typing import Protocol
 
 from celery import Celery
-from sqlalchemy import or_, select, update
+from kombu.exceptions import ChannelError
+from sqlalchemy import ColumnElement, select, update
 
 from service.lifecycle import StageState
 from service.queue.celery_settings import RUN_STAGE
@@ -18,40 +19,71 @@ BATCH = 100
 
 
 class Sender(Protocol):
-    """Puts one stage's message on a queue; raises when the broker is away."""
+    """The broker as the outbox sees it; both raise when it is away."""
 
-    def __call__(self, stage_id: str, queue: str) -> None: ...
+    def __call__(self, stage_id: str, queue: str) -> None:
+        """Put one stage's message on a queue."""
+
+    def backlog(self, queue: str) -> int:
+        """How many messages wait in a queue."""
+
+
+class CelerySender:
+    """Enqueues the worker's task by its name."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def __call__(self, stage_id: str, queue: str) -> None:
+        self._app.send_task(RUN_STAGE, args=[stage_id], queue=queue)
+
+    def backlog(self, queue: str) -> int:
+        with self._app.producer_or_acquire() as producer:
+            try:
+                return int(producer.channel.queue_declare(queue, passive=True).message_count)
+            except ChannelError:  # an empty list does not exist in Redis
+                return 0
 
 
 def celery_sender(app: Celery) -> Sender:
-    """A sender that enqueues the worker's task by its name."""
-
-    def send(stage_id: str, queue: str) -> None:
-        app.send_task(RUN_STAGE, args=[stage_id], queue=queue)
-
-    return send
+    return CelerySender(app)
 
 
 def publish_due(database: Database, send: Sender, *, resend_s: float) -> int:
-    """Send a message for every queued stage that is due and was not announced lately; returns how many.
+    """Send a message for every queued stage that is due and was not announced; returns how many.
+
+    One announced `resend_s` ago whose queue is empty has lost its message, and gets another. While messages wait in
+    the queue nothing is sent again: stages that wait for hours would else pile up messages for hours.
 
     Marked and committed first, sent after: a crash or a dead broker in between costs one `resend_s`, never a stage.
     """
-    due = (
-        select(StageRow.id)
-        .where(
-            StageRow.state == StageState.QUEUED.value,
-            StageRow.not_before <= database_now(),
-            or_(StageRow.published_at.is_(None), StageRow.published_at < database_now() - resend_s),
-        )
-        .order_by(StageRow.not_before)
-        .limit(BATCH)
-        .with_for_update(skip_locked=True)
-    )
+    sent = _announce(database, send, StageRow.published_at.is_(None), resend_s)
+    late = StageRow.published_at < database_now() - resend_s
+    with database.read() as session:
+        queues = session.scalars(select(StageRow.queue).where(*_due(), late).distinct()).all()
+    if empty := [queue for queue in queues if _is_empty(send, queue)]:
+        sent += _announce(database, send, late & StageRow.queue.in_(empty), resend_s)
+    return sent
+
+
+def _due() -> tuple[ColumnElement[bool], ...]:
+    return StageRow.state == StageState.QUEUED.value, StageRow.not_before <= database_now()
+
+
+def _is_empty(send: Sender, queue: str) -> bool:
+    try:
+        return send.backlog(queue) == 0
+    except Exception as error:
+        log.warning("the broker is away: %r", error)
+        return False
+
+
+def _announce(database: Database, send: Sender, which: ColumnElement[bool], resend_s: float) -> int:
+    chosen = select(StageRow.id).where(*_due(), which).order_by(StageRow.not_before).limit(BATCH)
     with database.write() as session:
         marked = session.execute(
             update(StageRow)
-            .where(StageRow.id.in_(due))
+            .where(StageRow.id.in_(chosen.with_for_update(skip_locked=True)))
             .values(published_at=database_now())
             .returning(StageRow.id, StageRow.queue)
             .execution_options(synchronize_session=False)

@@ -270,7 +270,12 @@ def run_case(stack: Stack, case: Case) -> Outcome:
     outcome = Outcome(case)
     stack.rearm()
     ledger = stack.points / "ledger"
-    study_id = _submit_and_reach(stack, case, ledger)
+    try:
+        study_id = _submit_and_reach(stack, case, ledger)
+    except AssertionError as error:
+        outcome.problem = f"the case could not be set up: {error}"
+        stack.release()
+        return outcome
     aftermath = FAULTS[case.fault](stack)
     if case.fault != "SIGSTOP > lease, SIGCONT":
         stack.release()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 import workers.claims as claims
@@ -47,25 +48,27 @@ def _around(function: Callable[..., Any], before: str | None = None, after: str 
     return wrapped
 
 
-def _in_transaction(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Pauses when all of a finished stage is written and nothing of it committed."""
-
-    def wrapped(session: Session, study: Any) -> None:
-        function(session, study)
-        finished = any(getattr(row, "kind", "") == "stage_succeeded" for row in session.identity_map.values())
-        if finished:
-            pause("inside_commit")
+def _marking(record: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(session: Session, study: Any, kind: str, data: Any) -> None:
+        record(session, study, kind, data)
+        session.info["finishes_a_stage"] = kind == "stage_succeeded" or session.info.get("finishes_a_stage", False)
 
     return wrapped
+
+
+@event.listens_for(Session, "before_commit")
+def _in_transaction(session: Session) -> None:
+    """Pauses when all of a finished stage is written and nothing of it committed."""
+    if session.info.pop("finishes_a_stage", False):
+        pause("inside_commit")
 
 
 def install() -> None:
     claims.claim = _around(claims.claim, before="before_claim")
     claims.succeed = _around(claims.succeed, before="before_commit", after="after_commit")
-    claims.settle = _in_transaction(claims.settle)  # type: ignore[attr-defined]
+    claims.record = _marking(claims.record)  # type: ignore[attr-defined]
     import service.studies.router as studies
 
-    studies.submit_study = _around(studies.submit_study)  # type: ignore[attr-defined]
     studies._seen = _around(studies._seen, before="before_answer")
 
 

@@ -34,11 +34,17 @@ class SentMessages:
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
         self.broken = False
+        self.waiting = 0
 
     def __call__(self, stage_id: str, queue: str) -> None:
         if self.broken:
             raise ConnectionError("the broker is away")
         self.sent.append((stage_id, queue))
+
+    def backlog(self, queue: str) -> int:
+        if self.broken:
+            raise ConnectionError("the broker is away")
+        return self.waiting
 
 
 @pytest.fixture(scope="session")

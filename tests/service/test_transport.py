@@ -13,6 +13,7 @@ import pytest
 from kombu import Connection
 
 from service.queue.celery_settings import make_celery
+from service.queue.outbox import celery_sender
 from service.queue.transport import sweep_leftovers
 from service.settings import Settings
 
@@ -122,6 +123,14 @@ def test_leftovers_of_killed_processes_are_swept_when_old(folder: Path) -> None:
     (folder / ".young").write_bytes(b"")
     assert sweep_leftovers(folder) == 2
     assert sorted(path.name for path in folder.iterdir()) == [".young", "1_b.q.msg"]
+
+
+def test_a_sender_counts_what_waits(tmp_path: Path) -> None:
+    send = celery_sender(make_celery(Settings(data_folder=tmp_path)))
+    assert send.backlog("check") == 0
+    send("stage_1", "check")
+    send("stage_2", "scan")
+    assert send.backlog("check") == 1
 
 
 def test_redis_settings_wait_longer_than_any_stage(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""What the outbox sends again and what it leaves alone, on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import time
+
+from service.queue.outbox import publish_due
+from service.store.database import Database
+from tests.contracts.test_stage_claims import new_study
+from tests.service.stack import SentMessages
+
+
+def test_messages_that_still_wait_are_not_sent_again(database: Database, messages: SentMessages) -> None:
+    new_study(database)
+    assert publish_due(database, messages, resend_s=0.0) == 1
+    messages.waiting = 1
+    time.sleep(0.02)
+    assert publish_due(database, messages, resend_s=0.0) == 0, "they would pile up for as long as no worker is free"
+    messages.waiting = 0
+    assert publish_due(database, messages, resend_s=0.0) == 1, "the queue is empty: the message was lost"
+
+
+def test_a_broker_that_cannot_be_asked_gets_nothing(database: Database, messages: SentMessages) -> None:
+    new_study(database)
+    messages.broken = True
+    assert publish_due(database, messages, resend_s=0.0) == 0
+    assert publish_due(database, messages, resend_s=0.0) == 0
+    messages.broken = False
+    assert publish_due(database, messages, resend_s=0.0) == 1
