@@ -28,7 +28,8 @@ from search.allocation import reachable_range
 from search.graph import Graph
 from search.groups import group_layers
 from search.latency.assemblies import CalibrationAssembly
-from search.latency.fit import EndToEndRun, LatencyFit, leave_one_out_errors
+from search.latency.coefficients import EndToEndRun, leave_one_out_errors
+from search.latency.fit import LatencyFit
 from search.latency.guided import LATENCY, drawn_problem, solve_within
 from search.latency.measure import measure_runs, random_inputs
 from search.latency.model import builder, measure_model, noise_candidates
@@ -140,7 +141,7 @@ def run(graph: Graph, runtime: str, point: OperatingPoint, seed: int) -> Outcome
     )
     return Outcome(
         fit=fit,
-        plain=np.array([sum(fit.terms.class_sums_us(r.precisions).values()) / r.median_us - 1 for r in fit.runs]),
+        plain=np.array([sum(fit.terms.row_sums_us(r.precisions).values()) / r.median_us - 1 for r in fit.runs]),
         line=_straight_line_errors(fit),
         left_out=leave_one_out_errors(fit.terms, fit.runs),
         chosen=np.array([fit.predict(r.precisions) / r.median_us - 1 for r in timed]),
@@ -152,7 +153,7 @@ def run(graph: Graph, runtime: str, point: OperatingPoint, seed: int) -> Outcome
 
 def _straight_line_errors(fit: LatencyFit) -> np.ndarray:
     """Leave-one-out errors of a x (sum of rows) + b by relative least squares."""
-    sums = np.array([sum(fit.terms.class_sums_us(run.precisions).values()) for run in fit.runs])
+    sums = np.array([sum(fit.terms.row_sums_us(run.precisions).values()) for run in fit.runs])
     return np.array([_line(sums, fit.runs, index) / run.median_us - 1 for index, run in enumerate(fit.runs)])
 
 

@@ -25,10 +25,9 @@ class BoundaryCost:
 class LatencyCosts:
     """What an allocation problem needs to bound latency: every number in microseconds.
 
-    An allocation costs `constant_us` + its `choices` + the boundaries its `domains` make; that is `LatencyFit.predict`
-    wherever the fit is inside its hull. Both mappings are keyed by (group name, precision name) and list full
-    precision too. A choice may cost less than nothing when its scale does. `caveat` is the fit's: a sentence for every
-    answer that rests on estimates, empty for measured ones.
+    An allocation costs `constant_us` + its `choices` + the boundaries its `domains` make, which is
+    `LatencyFit.predict`. Both mappings are keyed by (group name, precision name) and list full precision too. `caveat`
+    is the fit's: a sentence for every answer that rests on estimates, empty for measured ones.
     """
 
     constant_us: float
@@ -43,13 +42,12 @@ def latency_costs(fit: LatencyFit, groups: Sequence[LayerGroup]) -> LatencyCosts
 
     Layers of the fit that are in no group stay in full precision and are part of the constant.
     """
-    terms, coefficients = fit.terms, fit.interior
+    terms, coefficients = fit.terms, fit.coefficients
     group_of = {layer: group.name for group in groups for layer in group.layers}
     known = set(terms.layers)
 
     def layer_us(layer: str, precision: str) -> float:
-        pair = (layer, precision)
-        return coefficients.scale(terms.kernel_class[pair]) * terms.row_us[pair]
+        return coefficients.scale(terms.kernel_shape(layer, precision)) * terms.row_us[layer, precision]
 
     choices: dict[tuple[str, str], float] = {}
     domains: dict[tuple[str, str], str] = {}
@@ -79,5 +77,5 @@ def _boundaries(fit: LatencyFit, group_of: Mapping[str, str]) -> tuple[BoundaryC
             continue
         key = (ends[0], ends[1] if len(ends) == 2 else None)
         elements[key] = elements.get(key, 0.0) + edge.elements
-    price = fit.interior.us_per_element
+    price = fit.coefficients.us_per_element
     return tuple(BoundaryCost(*ends, price * count) for ends, count in elements.items() if price * count > 0)

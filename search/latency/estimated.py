@@ -17,7 +17,8 @@ from kernels.microbench import empty_table
 from kernels.operating_point import OperatingPoint
 from kernels.precision import FP32
 from search.graph import Graph
-from search.latency.fit import Coefficients, LatencyFit
+from search.latency.coefficients import Coefficients
+from search.latency.fit import LatencyFit
 from search.latency.interpolate import fill_missing
 from search.latency.model import MeasuredModel
 from search.latency.rows import LayerRow, distinct_pairs, required_rows
@@ -40,7 +41,7 @@ def estimate_model(
     terms = latency_terms(graph, shapes, profile, rows, table, point.threads)
     sums = Coefficients(
         intercept_us=0.0,
-        scales=dict.fromkeys(terms.kernel_class.values(), 1.0),
+        scales=dict.fromkeys(terms.kernel_shapes, 1.0),
         us_per_element=conversion_us(profile),
     )
     fit = LatencyFit(
@@ -49,8 +50,7 @@ def estimate_model(
         model=graph.content_hash,
         terms=terms,
         runs=(),
-        interior=sums,
-        exterior=sums,
+        coefficients=sums,
         loo_mape=None,
         loo_max=None,
         table_version=table.version,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from kernels.operating_point import OperatingPoint
 from kernels.stopwatch import Timing
 from search.graph import Graph, LayerKind, OperatingShapes, TensorInfo
 from search.latency.assemblies import CalibrationAssembly
-from search.latency.fit import EndToEndRun
+from search.latency.coefficients import EndToEndRun
 
 Progress = Callable[[int, int], None]
 Build = Callable[[Mapping[str, str]], bytes]
-_ANCHOR = "anchor run"
-END_TO_END = Protocol(long_turns=True, untimed_calls=8, sample_us=2_000.0, arm_seconds=0.6)
+_ANCHORS = 3
+END_TO_END = Protocol(long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2)
 """How whole models are timed: at the pace that they keep in service; short ones in samples of several calls. After
 gigabytes of other models had run, 40 MB of weights took five to six calls to come back into the shared cache."""
 
@@ -39,7 +40,7 @@ def measure_runs(
     """Build, load and time assemblies, all taking turns in one measurement; those in `known` are not timed again.
 
     A machine is a few per cent faster or slower from minute to minute. So that new times can stand beside known ones,
-    the first known run is timed once more and the new times are scaled by what it lost or gained since.
+    the first known runs are timed once more and the new times are scaled by what these lost or gained since.
 
     `build` turns the precisions of an assembly into the serialized model that would be deployed; it runs with the
     profile's session options on `inputs`, one batch of the operating point.
@@ -48,7 +49,11 @@ def measure_runs(
     wanted = [a for a in assemblies if frozenset(a.precisions.items()) not in seen]
     if not wanted:
         return list(known)
-    arms = [*((_ANCHOR, run.precisions) for run in known[:1]), *((a.name, a.precisions) for a in wanted)]
+    anchors = known[:_ANCHORS]
+    arms = [
+        *((_anchor_name(run), run.precisions) for run in anchors),
+        *((each.name, each.precisions) for each in wanted),
+    ]
     loaded: dict[str, LoadedModel] = {}
     try:
         for name, precisions in arms:
@@ -64,8 +69,12 @@ def measure_runs(
     finally:
         for model in loaded.values():
             model.close()
-    pace = known[0].median_us / timings[_ANCHOR].median_us if known else 1.0
+    pace = median([run.median_us / timings[_anchor_name(run)].median_us for run in anchors] or [1.0])
     return [*known, *(_run(assembly, timings[assembly.name], pace) for assembly in wanted)]
+
+
+def _anchor_name(run: EndToEndRun) -> str:
+    return f"anchor {run.name}"
 
 
 def _run(assembly: CalibrationAssembly, timing: Timing, pace: float) -> EndToEndRun:

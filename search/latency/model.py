@@ -20,7 +20,8 @@ from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
 from search.groups import group_layers
 from search.latency.assemblies import CalibrationAssembly, calibration_assemblies
-from search.latency.fit import EndToEndRun, LatencyFit, fit_latency
+from search.latency.coefficients import EndToEndRun
+from search.latency.fit import LatencyFit, fit_latency
 from search.latency.guided import guided_assemblies
 from search.latency.measure import Build, measure_runs, random_inputs
 from search.latency.rows import LayerRow, distinct_pairs, required_rows

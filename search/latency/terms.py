@@ -15,6 +15,7 @@ from search.latency.boundary import Edge, crossing_elements, find_edges, leaves_
 from search.latency.rows import LayerRow, layer_latencies_us
 
 LayerPrecision = tuple[str, str]
+KernelShape = tuple[str, str]
 OWN_SCALE_SHARE = 0.05
 """A kernel class that can never hold this share of full precision's table time gets no scale of its own: a few runs
 could not tell it from noise. It takes full precision's."""
@@ -26,11 +27,13 @@ class LatencyTerms:
 
     `row_us` holds the table's median of every (layer, precision name) on offer, full precision included.
     `kernel_class` says which scale a pair shares: its precision, or the 8-bit one when its kernel is the 8-bit
-    kernel. `reading` and `leaving` are the pairs that read, and leave, quantized activations.
+    kernel. `op` is the signature of each layer's op shape. `reading` and `leaving` are the pairs that read, and leave,
+    quantized activations.
     """
 
     row_us: Mapping[LayerPrecision, float]
     kernel_class: Mapping[LayerPrecision, str]
+    op: Mapping[str, str]
     reading: frozenset[LayerPrecision]
     leaving: frozenset[LayerPrecision]
     edges: tuple[Edge, ...]
@@ -44,20 +47,26 @@ class LatencyTerms:
         """Precision names that have a row for the layer."""
         return tuple(precision for name, precision in self.row_us if name == layer)
 
-    def class_sums_us(self, precisions: Mapping[str, str]) -> dict[str, float]:
-        """Table time per kernel class when layers take `precisions`; layers left out are in full precision.
+    @property
+    def kernel_shapes(self) -> tuple[KernelShape, ...]:
+        """Every (kernel class, op shape) that occurs, in graph order."""
+        return tuple(dict.fromkeys(self.kernel_shape(*pair) for pair in self.row_us))
 
-        Raises `NotMeasured` for a layer at a precision that has no row.
-        """
-        sums: dict[str, float] = {}
+    def kernel_shape(self, layer: str, precision: str) -> KernelShape:
+        """What a layer's row is scaled with at a precision; raises `NotMeasured` where there is no row."""
+        if (layer, precision) not in self.row_us:
+            raise NotMeasured(
+                f"no latency of layer {layer!r} in {precision}", hint=f"there are {', '.join(self.offered(layer))}"
+            )
+        return self.kernel_class[layer, precision], self.op[layer]
+
+    def row_sums_us(self, precisions: Mapping[str, str]) -> dict[KernelShape, float]:
+        """Table time per (kernel class, op shape) under `precisions`; layers left out are in full precision."""
+        sums: dict[KernelShape, float] = {}
         for layer in self.layers:
-            pair = (layer, precisions.get(layer, FP32.name))
-            if pair not in self.row_us:
-                raise NotMeasured(
-                    f"no latency of layer {layer!r} in {pair[1]}", hint=f"there are {', '.join(self.offered(layer))}"
-                )
-            kernel_class = self.kernel_class[pair]
-            sums[kernel_class] = sums.get(kernel_class, 0.0) + self.row_us[pair]
+            precision = precisions.get(layer, FP32.name)
+            key = self.kernel_shape(layer, precision)
+            sums[key] = sums.get(key, 0.0) + self.row_us[layer, precision]
         return sums
 
     def converted_elements(self, precisions: Mapping[str, str]) -> float:
@@ -76,6 +85,7 @@ class LatencyTerms:
                     "precision": precision,
                     "median_us": median_us,
                     "kernel_class": self.kernel_class[layer, precision],
+                    "op": self.op[layer],
                     "reads_codes": (layer, precision) in self.reading,
                     "leaves_codes": (layer, precision) in self.leaving,
                 }
@@ -90,6 +100,7 @@ class LatencyTerms:
         return cls(
             row_us={pair: row["median_us"] for pair, row in rows.items()},
             kernel_class={pair: row["kernel_class"] for pair, row in rows.items()},
+            op={row["layer"]: row["op"] for row in data["rows"]},
             reading=frozenset(pair for pair, row in rows.items() if row["reads_codes"]),
             leaving=frozenset(pair for pair, row in rows.items() if row["leaves_codes"]),
             edges=tuple(Edge(**edge) for edge in data["edges"]),
@@ -118,6 +129,7 @@ def latency_terms(
             {(layer, precision.name): kernel_class(profile, kinds[layer], precision) for layer, _, precision in rows},
             row_us,
         ),
+        op={layer: op.signature for layer, op, _ in rows},
         reading=frozenset(pair for pair, recipe in recipes.items() if reads_codes(recipe)),
         leaving=frozenset(pair for pair, recipe in recipes.items() if leaves_codes(recipe)),
         edges=find_edges(graph, shapes, profile),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from latency_graphs import cnn
 from test_fit import made_up_terms
 
 from search.groups import group_layers
 from search.latency.assemblies import calibration_assemblies
+from search.latency.terms import LatencyTerms
 
 
 def test_uniform_ones_come_first_and_all_differ() -> None:
@@ -29,18 +32,17 @@ def test_seed_decides() -> None:
     assert calibration_assemblies(groups, terms, seed=4) != calibration_assemblies(groups, terms, seed=5)
 
 
+def _int8_us(terms: LatencyTerms, precisions: Mapping[str, str]) -> float:
+    return sum(us for (kernel_class, _), us in terms.row_sums_us(precisions).items() if kernel_class == "w8a8")
+
+
 def test_tied_layers_stay_together_and_conversions_vary() -> None:
     graph, _ = cnn()
     terms = made_up_terms()
     found = calibration_assemblies(group_layers(graph, [("inner", "plain")]), terms, count=16)
     for assembly in found:
         assert assembly.precisions.get("inner") == assembly.precisions.get("plain")
-    design = np.array(
-        [
-            [1.0, terms.class_sums_us(a.precisions).get("w8a8", 0.0), terms.converted_elements(a.precisions)]
-            for a in found
-        ]
-    )
+    design = np.array([[1.0, _int8_us(terms, a.precisions), terms.converted_elements(a.precisions)] for a in found])
     assert np.linalg.cond(design / np.abs(design).max(axis=0)) < 50
 
 
