@@ -1,0 +1,275 @@
+// Convolution as a matrix product that is never written out (implicit GEMM), for 8-bit and 4-bit codes, then the
+// epilogue. One group of channels is one product; `gridDim.y` counts the groups.
+//
+//   out[m][o] = sum over k of image[m][k] * w[o][k]     m = output pixel (n, p, q)     k = (r, s, c), c fastest
+//
+//   image row m = the R x S patch under output pixel m      r ┌────┬────┬────┐   every square is one pixel's
+//   the bytes of one pixel's group are neighbours (NHWC),     │ c… │ c… │ c… │   channels, padded with zeroes to a
+//   so a row of the image is R·S runs in memory:              ├────┼────┼────┤   whole number of PIECE bytes
+//                                                             │ c… │ c… │ c… │
+//     k →  |r0 s0 c…|r0 s1 c…|r0 s2 c…|r1 s0 c…| … |0 0 0|    └────┴────┴────┘   K ends in zeroes up to whole steps
+//                                                           s →
+// A thread block owns BLOCK_M pixels x BLOCK_N channels, a warp a part of it made of 16 x 8 accumulator tiles. Shared memory is a ring of STAGES stages, each one step of K (64 codes):
+//
+//   stage ┌ image: BLOCK_M rows of X_BYTES (64, or 32 of 4-bit codes), filled in pieces of PIECE bytes
+//         └ w:     BLOCK_N rows of W_BYTES, packed on the host in the same order of k
+//
+//   piece j of a row  │ 0 │ 1 │ 2 │ 3 │   thread i copies piece i % PIECES of rows i / PIECES, then every
+//   (PIECE = 16)      └───┴───┴───┴───┘   THREADS / PIECES rows further: its piece is the same (r, s, c) in all of them
+//
+// So the place in the filter is worked out once per thread and step, and walks on by additions (`Walk`); per row remain
+// two additions and two comparisons. A piece outside the picture, behind the last channel or behind the last tap is
+// zero-filled by cp.async and nothing is read: padding, odd channel counts and the end of K cost no branch. That is
+// why zero must be code 0 of the activations.
+//
+// PIECE 16 wants pixels and groups of a multiple of 16 bytes, 4 of a multiple of 4 (the 3 channels of a first layer,
+// stored as 4); anything else is copied byte by byte and still right.
+//
+// Order of k inside a step: a lane takes bytes 16t..16t+15 of both operands, one 16-byte load each; see int4.cuh.
+#pragma once
+
+#include "epilogue.cuh"
+#include "int4.cuh"
+#include "tile.cuh"
+
+struct Conv {
+  const u8* x;       // (pixels, ld_x bytes): s8 codes, or words of eight 4-bit codes
+  const u8* w;       // (groups * n, whole steps of W_BYTES)
+  s32* partial;      // more than one slice only: BLOCK_M * BLOCK_N sums a tile, 0 before and after every launch
+  u32* arrivals;     // one counter a tile, likewise
+  s32 m, n;          // output pixels, and output channels of one group
+  s32 height, width;
+  s32 out_height, out_width;
+  s32 kernel_height, kernel_width;
+  s32 stride_height, stride_width;
+  s32 pad_top, pad_left;
+  s32 dilation_height, dilation_width;
+  s32 ld_x;
+  s32 group_bytes;   // of one group's channels in a pixel
+  s32 tap_bytes;     // the same, padded to PIECE
+  s32 steps;         // ceil(kernel_height * kernel_width * tap_bytes / X_BYTES)
+  s32 slices;        // of K = gridDim.z
+};
+
+// Eight bits on both sides: a lane's 16 bytes are the registers of two instructions.
+struct StepS8 {
+  static constexpr int X_BYTES = 64;
+  static constexpr int SHIFT = 0;
+  typedef StepW4A8::X X;
+  typedef StepW4A8::W W;
+
+  template <WordOrder ORDER>
+  static DEVICE void load_x(X& x, const u8* rows, int g, int t) { StepW4A8::load_x<ORDER>(x, rows, g, t); }
+  template <WordOrder ORDER>
+  static DEVICE void load_w(W& w, const u8* rows, int g, int t) {
+    u32 bytes[4];
+    load_bytes<ORDER>(bytes, rows + g * X_BYTES, t, ByteRows::of(g));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) w.word[i][0] = bytes[2 * i], w.word[i][1] = bytes[2 * i + 1];
+  }
+  static DEVICE void multiply(s32 (&c)[4], const X& x, const W& w, int i) { mma_m16n8k32_s8(c, x.word[i], w.word[i]); }
+};
+
+// `valid` of BYTES bytes and zeroes behind them.
+template <int BYTES>
+DEVICE void copy_piece(u8* to, const u8* from, s32 valid, bool aligned) {
+  if (!aligned) {
+#pragma unroll 1
+    for (int i = 0; i < BYTES; ++i) to[i] = i < valid ? from[i] : 0;
+  } else if constexpr (BYTES == 16) {
+    cp_async_16(shared_address(to), from, valid);
+  } else {
+    cp_async_4(shared_address(to), from, valid);
+  }
+}
+
+constexpr s32 FAR_ABOVE = -(1 << 30);  // no tap reaches the picture from there
+
+// Where in the filter a thread's piece of the current step lies.
+struct Walk {
+  s32 r, s, c;
+  s32 step_r, step_s, step_c;
+
+  // Stands at byte `position` of the row and advances by `step` bytes.
+  DEVICE void start(const Conv& a, s32 position, s32 step) {
+    const s32 tap = position / a.tap_bytes, taps = step / a.tap_bytes;
+    r = tap / a.kernel_width, s = tap % a.kernel_width, c = position % a.tap_bytes;
+    step_r = taps / a.kernel_width, step_s = taps % a.kernel_width, step_c = step % a.tap_bytes;
+  }
+  DEVICE void advance(const Conv& a) {
+    c += step_c, s += step_s, r += step_r;
+    if (c >= a.tap_bytes) c -= a.tap_bytes, ++s;
+    if (s >= a.kernel_width) s -= a.kernel_width, ++r;
+  }
+};
+
+// The epilogue of columns from `n` on: a group writes its own channels as if they were a matrix of their own.
+template <int OUT>
+DEVICE Epilogue from_column(Epilogue e, s32 n) {
+  typedef typename OutputType<OUT>::type Element;
+  e.out = static_cast<Element*>(e.out) + n;
+  if (e.bias) e.bias += n;
+  if (e.scale) e.scale += n;
+  if (e.multiplier) e.multiplier += n, e.shift += n;
+  if (e.offset) e.offset += n;
+  if (e.residual) e.residual = static_cast<const Element*>(e.residual) + n;
+  return e;
+}
+
+template <class Step, int W_BYTES>
+struct ConvTile {
+  static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
+  static constexpr int WARP_M = BLOCK_M / WARPS_M, WARP_N = BLOCK_N / WARPS_N;
+  static constexpr int TILES_M = WARP_M / 16, TILES_N = WARP_N / 8, TILES = TILES_M * TILES_N;
+  static constexpr int X_BYTES = Step::X_BYTES;
+  static constexpr int PIECES = X_BYTES / PIECE, ROW_STEP = THREADS / PIECES, ROWS = BLOCK_M / ROW_STEP;
+  static constexpr int W_AT = BLOCK_M * X_BYTES, STAGE_BYTES = W_AT + BLOCK_N * W_BYTES;
+  typedef SliceWriter<OUTPUT, BLOCK_N, THREADS> Writer;
+  static_assert(WARP_M % 16 == 0 && WARP_N % 8 == 0, "warps own whole tiles");
+  static_assert(THREADS % PIECES == 0 && BLOCK_M % ROW_STEP == 0, "every thread copies one piece of whole rows");
+  static_assert(16 * WARPS_M * Writer::PITCH * 4 <= STAGES * STAGE_BYTES, "a slice of sums fits into the ring");
+
+  // The rows that a thread copies: byte of the patch's first pixel, and that pixel's place, outside the picture or not.
+  struct Rows { s64 at[ROWS]; s32 h[ROWS], w[ROWS]; };
+
+  static DEVICE void find_rows(Rows& rows, const Conv& a, s32 row0) {
+#pragma unroll
+    for (int j = 0; j < ROWS; ++j) {
+      const s32 m = row0 + static_cast<s32>(threadIdx.x) / PIECES + j * ROW_STEP;
+      const s32 q = m % a.out_width, p = m / a.out_width % a.out_height, n = m / a.out_width / a.out_height;
+      rows.h[j] = m < a.m ? p * a.stride_height - a.pad_top : FAR_ABOVE;
+      rows.w[j] = q * a.stride_width - a.pad_left;
+      rows.at[j] = ((static_cast<s64>(n) * a.height + rows.h[j]) * a.width + rows.w[j]) * a.ld_x;
+    }
+  }
+
+  static DEVICE void load_image(u8* stage, const Conv& a, const u8* x, const Rows& rows, const Walk& walk, bool aligned) {
+    const s32 dh = walk.r * a.dilation_height, dw = walk.s * a.dilation_width;
+    const s64 at = (static_cast<s64>(dh) * a.width + dw) * a.ld_x + walk.c;
+    const s32 left = a.group_bytes - walk.c, valid = left < PIECE ? left : PIECE;
+    const u32 byte = threadIdx.x % PIECES * PIECE;
+#pragma unroll
+    for (int j = 0; j < ROWS; ++j) {
+      const u32 row = threadIdx.x / PIECES + j * ROW_STEP;
+      const bool seen = walk.r < a.kernel_height && static_cast<u32>(rows.h[j] + dh) < static_cast<u32>(a.height) &&
+                        static_cast<u32>(rows.w[j] + dw) < static_cast<u32>(a.width);
+      copy_piece<PIECE>(stage + chunk_place<X_BYTES>(row, byte / 16) + byte % 16, seen ? x + rows.at[j] + at : a.x,
+                        seen ? valid : 0, aligned);
+    }
+  }
+
+  static DEVICE void multiply_step(s32 (&sums)[TILES][4], const u8* stage, u32 warp_m, u32 warp_n) {
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    typename Step::W w[TILES_N];
+#pragma unroll
+    for (int j = 0; j < TILES_N; ++j)
+      Step::template load_w<ADJACENT>(w[j], stage + W_AT + (warp_n * WARP_N + 8 * j) * W_BYTES, g, t);
+#pragma unroll
+    for (int i = 0; i < TILES_M; ++i) {
+      typename Step::X x;
+      Step::template load_x<ADJACENT>(x, stage + (warp_m * WARP_M + 16 * i) * X_BYTES, g, t);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int j = 0; j < TILES_N; ++j) Step::multiply(sums[i * TILES_N + j], x, w[j], half);
+    }
+  }
+
+  // Few pixels leave most of the machine idle, so `slices` blocks share the K of one output tile. They add their sums in
+  // memory, in any order because integers do not mind; the block that comes last takes the total out and clears it for
+  // the next launch. Returns true there. `flag` is a word of shared memory that nobody uses.
+  static DEVICE bool add_slices(s32 (&sums)[TILES][4], const Conv& a, u32* flag) {
+    const s32 tile = static_cast<s32>(blockIdx.y * gridDim.x + blockIdx.x);
+    s32* mine = a.partial + static_cast<s64>(tile) * BLOCK_M * BLOCK_N + threadIdx.x;
+#pragma unroll
+    for (int i = 0; i < 4 * TILES; ++i) add_in_memory(mine + i * THREADS, sums[i / 4][i % 4]);
+    fence_device();
+    __syncthreads();
+    if (threadIdx.x == 0) *flag = count_in_memory(a.arrivals + tile, a.slices);
+    __syncthreads();
+    if (!*flag) return false;
+    fence_device();
+#pragma unroll
+    for (int i = 0; i < 4 * TILES; ++i) {
+      sums[i / 4][i % 4] = load_from_l2(mine + i * THREADS);
+      mine[i * THREADS] = 0;
+    }
+    return true;
+  }
+
+  // One row of 16 x 8 tiles of every warp at a time goes through shared memory to the epilogue; the loop stays a loop,
+  // and the next row is moved to where the first was, because registers cannot be indexed.
+  static DEVICE void write(s32 (&sums)[TILES][4], const Conv& a, const Epilogue& e, u8* shared, s32 row0, s32 column0,
+                           u32 warp_m, u32 warp_n) {
+    struct alignas(8) Pair { s32 x, y; };
+    const Writer writer(e, column0, a.m, a.n);
+    s32* slice = reinterpret_cast<s32*>(shared);
+    const u32 g = lane_id() / 4, t = lane_id() % 4;
+    s32* mine = slice + (warp_m * 16 + g) * Writer::PITCH + warp_n * WARP_N + 2 * t;
+#pragma unroll 1
+    for (int i = 0; i < TILES_M; ++i) {
+#pragma unroll
+      for (int j = 0; j < TILES_N; ++j)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)  // the shift is exact: every product of a step carries the factor
+          *reinterpret_cast<Pair*>(mine + 8 * half * Writer::PITCH + 8 * j) = {sums[j][2 * half] >> Step::SHIFT,
+                                                                              sums[j][2 * half + 1] >> Step::SHIFT};
+      __syncthreads();
+      writer.write(slice, 16 * WARPS_M, [&](s32 r) { return row0 + r / 16 * WARP_M + 16 * i + r % 16; });
+      __syncthreads();
+#pragma unroll
+      for (int tile = TILES_N; tile < TILES; ++tile)
+#pragma unroll
+        for (int v = 0; v < 4; ++v) sums[tile - TILES_N][v] = sums[tile][v];
+    }
+  }
+
+  static DEVICE void run(const Conv& a, const Epilogue& e, u8* shared) {
+    const u32 warp_m = threadIdx.x / 32 / WARPS_N, warp_n = threadIdx.x / 32 % WARPS_N;
+    // Neighbouring blocks share pixels: the picture is what does not stay in cache.
+    const s32 tiles_n = (a.n + BLOCK_N - 1) / BLOCK_N, group = blockIdx.y;
+    const s32 row0 = static_cast<s32>(blockIdx.x) / tiles_n * BLOCK_M, column0 = static_cast<s32>(blockIdx.x) % tiles_n * BLOCK_N;
+    const s32 first = static_cast<s32>(static_cast<s64>(a.steps) * blockIdx.z / a.slices);
+    const s32 last = static_cast<s32>(static_cast<s64>(a.steps) * (blockIdx.z + 1) / a.slices);
+    const s32 ld_w = a.steps * W_BYTES;
+    const u8* x = a.x + static_cast<s64>(group) * a.group_bytes;
+    const bool aligned = ((reinterpret_cast<u64>(x) | static_cast<u64>(a.ld_x)) & (PIECE - 1)) == 0;
+
+    Rows rows;
+    find_rows(rows, a, row0);
+    Walk walk;
+    walk.start(a, first * X_BYTES + static_cast<s32>(threadIdx.x) % PIECES * PIECE, X_BYTES);
+    TileLoader<BLOCK_N, W_BYTES, THREADS, 16> load_w(a.w + static_cast<s64>(group) * a.n * ld_w, ld_w, column0, a.n,
+                                                     first * W_BYTES, ld_w);
+    const auto fill = [&](u8* stage) {
+      load_image(stage, a, x, rows, walk, aligned);
+      walk.advance(a);
+      load_w.next(shared_address(stage + W_AT));
+    };
+
+    s32 sums[TILES][4] = {};
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) {
+      if (first + s < last) fill(shared + s * STAGE_BYTES);
+      cp_async_commit();  // also when empty: the waits below count groups
+    }
+    s32 read = 0, free = STAGES - 1;
+#pragma unroll 1
+    for (s32 step = first; step < last; ++step) {
+      cp_async_wait<STAGES - 2>();
+      __syncthreads();
+      if (step + STAGES - 1 < last) fill(shared + free * STAGE_BYTES);
+      cp_async_commit();
+      multiply_step(sums, shared + read * STAGE_BYTES, warp_m, warp_n);
+      read = read + 1 == STAGES ? 0 : read + 1;
+      free = free + 1 == STAGES ? 0 : free + 1;
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // the stages may be reused from here on
+    if (a.slices > 1) {
+      if (!add_slices(sums, a, reinterpret_cast<u32*>(shared))) return;
+      __syncthreads();
+    }
+    write(sums, a, from_column<OUTPUT>(e, group * a.n), shared, row0, column0, warp_m, warp_n);
+  }
+};
