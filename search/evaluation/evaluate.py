@@ -16,6 +16,7 @@ from kernels.registry import backend_for
 from kernels.stopwatch import Timing
 from search.artifact.audit import audit_model
 from search.artifact.bundle import Bundle, write_bundle
+from search.artifact.op_times import PROFILED_RUNTIMES, OpTime, op_times
 from search.assembly import Assembly
 from search.candidates.assemble import assemble
 from search.candidates.candidate_set import CandidateSet
@@ -46,7 +47,8 @@ class TargetEvaluation:
     """All that was built for one target and what became of it.
 
     `report` holds qualities on the report split by plan name; `against_runner_up` is the paired difference of losses,
-    chosen minus the best plain assembly. `files` are the artifacts delivered, by name in the study's folder.
+    chosen minus the best plain assembly. `op_times` are the ops of the chosen model, slowest first. `files` are the
+    artifacts delivered, by name in the study's folder.
     """
 
     target: Target
@@ -56,6 +58,7 @@ class TargetEvaluation:
     verdict: Verdict
     against_runner_up: Estimate | None
     solved: Mapping[str, Any]
+    op_times: tuple[OpTime, ...]
     files: tuple[str, ...]
     measured: bool
 
@@ -163,6 +166,16 @@ class Workbench:
             outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self._run_chunk(plan))
         return self._assess(outputs, data)
 
+    def op_times(self, name: str) -> tuple[OpTime, ...]:
+        """Where a run of a built plan spends its time; nothing on a device that is not at hand or not real."""
+        profile = self.costs.profile
+        if self.backend is None or profile.runtime not in PROFILED_RUNTIMES:
+            return ()
+        model = self.bundles[name].model
+        return op_times(
+            model, profile.runtime, self.target.point.threads, profile.session_options, self._timing_inputs()
+        )
+
     def close(self) -> None:
         for model in self.models.values():
             model.close()
@@ -236,11 +249,12 @@ def evaluate_target(
         if verdict.kind is VerdictKind.CHOSEN and verdict.chosen and verdict.runner_up:
             first, second = report[verdict.chosen], report[verdict.runner_up]
             difference = estimate_difference(first.losses, second.losses, first.groups, study.seed)
+        slowest = () if verdict.chosen is None else bench.op_times(verdict.chosen)
         files = _deliver(bench, verdict, folder, index)
     finally:
         bench.close()
     return TargetEvaluation(
-        target, limits, tuple(evaluated), report, verdict, difference, solved, files, backend is not None
+        target, limits, tuple(evaluated), report, verdict, difference, solved, slowest, files, backend is not None
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +28,7 @@ from search.sensitivity.estimate import Sensitivity
 from search.study import Study
 
 SCHEMA_VERSION = 1
+SLOWEST_OPS = 12
 REPORTED_VERSIONS = ("bitwright-server", "torch", "onnx", "onnxruntime", "openvino", "pulp", "numpy")
 
 
@@ -109,6 +111,7 @@ def target_document(
         "front": _front(evaluation.solved),
         "front_resource": evaluation.solved["front_resource"],
         "layers": _layers(evaluation, costs, sensitivities, study),
+        "op_times": [{**asdict(op), "is_conspicuous": op.is_conspicuous} for op in evaluation.op_times[:SLOWEST_OPS]],
         "unquantized": _unquantized(costs, candidates),
         "artifacts": list(evaluation.files),
     }
