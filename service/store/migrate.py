@@ -27,13 +27,29 @@ def migrate(database: Database) -> None:
 
     Several processes may call it at once: the migration takes a lock.
     """
-    command.upgrade(_config(database), "head")
+    migrate_to(database, "head")
     with database.write() as session:
         enter_shipped_profiles(session)
+
+
+def migrate_to(database: Database, revision: str) -> None:
+    """Upgrade the tables to that revision and enter nothing."""
+    command.upgrade(_config(database), revision)
+
+
+def current_revision(database: Database) -> str | None:
+    """The revision the database is at; None without tables."""
+    with database.reader.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def known_revisions(database: Database) -> frozenset[str]:
+    """The revisions this program can make."""
+    scripts = ScriptDirectory.from_config(_config(database))
+    return frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def is_current(database: Database) -> bool:
     """True when the database is at the newest revision this program knows."""
     head = ScriptDirectory.from_config(_config(database)).get_current_head()
-    with database.reader.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == head
+    return current_revision(database) == head

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
 import workers.claims as claims
+from service.store.models import EventRow
 from workers import server_cli
 
 POINTS = ("before_claim", "before_commit", "inside_commit", "after_commit", "before_answer")
@@ -48,12 +49,11 @@ def _around(function: Callable[..., Any], before: str | None = None, after: str 
     return wrapped
 
 
-def _marking(record: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(session: Session, study: Any, kind: str, data: Any) -> None:
-        record(session, study, kind, data)
-        session.info["finishes_a_stage"] = kind == "stage_succeeded" or session.info.get("finishes_a_stage", False)
-
-    return wrapped
+@event.listens_for(EventRow, "after_insert")
+def _note_finished_stage(mapper: object, connection: object, row: EventRow) -> None:
+    session = object_session(row)
+    if session is not None and row.kind == "stage_succeeded":
+        session.info["finishes_a_stage"] = True
 
 
 @event.listens_for(Session, "before_commit")
@@ -66,7 +66,6 @@ def _in_transaction(session: Session) -> None:
 def install() -> None:
     claims.claim = _around(claims.claim, before="before_claim")
     claims.succeed = _around(claims.succeed, before="before_commit", after="after_commit")
-    claims.record = _marking(claims.record)  # type: ignore[attr-defined]
     import service.studies.router as studies
 
     studies._seen = _around(studies._seen, before="before_answer")
