@@ -47,7 +47,7 @@ class Gateway:
                 out = MutableHeaders(scope=message)
                 out["X-Request-ID"] = request_id
                 out["X-Content-Type-Options"] = "nosniff"
-                out["Referrer-Policy"] = "no-referrer"
+                out["Referrer-Policy"] = "same-origin"  # with no-referrer a form would send `Origin: null`
                 out.setdefault("Content-Security-Policy", PAGE_POLICY)
                 out.setdefault("Cache-Control", "no-cache")
             await send(message)
