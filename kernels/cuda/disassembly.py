@@ -19,7 +19,7 @@ from pathlib import Path
 from kernels.errors import BackendUnavailable, KernelsError
 
 _FUNCTION = re.compile(r"^\.text\.([\w$.]+):", re.MULTILINE)
-_REGISTERS = re.compile(r'"SHI_REGISTERS=(\d+)"')
+_REGISTERS = re.compile(r"EIATTR_REGCOUNT.*?index@\(([\w$.]+)\).*?\.word\s+0x([0-9a-f]+)", re.DOTALL)
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)([^;]*);")
 _NEVER = "@!PT "  # what an erratum makes the compiler put before some copies; it does nothing
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):", re.MULTILINE)
@@ -87,9 +87,7 @@ def disassemble(cubin: bytes) -> dict[str, Function]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run(
-            [_nvdisasm(), "--print-code", file.name], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
-        )
+        done = subprocess.run([_nvdisasm(), file.name], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     if done.returncode:
         raise KernelsError(
             f"nvdisasm cannot read the cubin: {done.stderr.strip()}", hint="install the nvdisasm of the same CUDA",
@@ -99,13 +97,13 @@ def disassemble(cubin: bytes) -> dict[str, Function]:
 
 
 def parse_listing(listing: str) -> dict[str, Function]:
-    """Functions in the text that `nvdisasm --print-code` prints."""
+    """Functions in the text that nvdisasm prints."""
+    registers = {name: int(number, 16) for name, number in _REGISTERS.findall(listing)}
     starts = list(_FUNCTION.finditer(listing))
     ends = [match.start() for match in starts[1:]] + [len(listing)]
     found = {}
     for match, end in zip(starts, ends, strict=True):
-        registers = _REGISTERS.findall(listing, 0, match.start())
-        found[match[1]] = _function(match[1], listing[match.end() : end], int(registers[-1]) if registers else 0)
+        found[match[1]] = _function(match[1], listing[match.end() : end], registers.get(match[1], 0))
     return found
 
 

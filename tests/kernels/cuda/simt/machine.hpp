@@ -4,7 +4,6 @@
 
 #include "runtime.hpp"
 
-#include <cmath>
 
 typedef signed char s8;
 typedef unsigned char u8;
@@ -25,7 +24,7 @@ typedef unsigned long long u64;
 #define __grid_constant__
 #define __shared__ static
 #define __align__(n) alignas(n)
-#define DEVICE static inline
+#define DEVICE inline
 #define KERNEL extern "C"
 #define DYNAMIC_SHARED(name) u8* const name = simt::block.shared
 #define threadIdx (simt::current->index)
@@ -292,14 +291,14 @@ DEVICE u32 permute_bytes(u32 a, u32 b, u32 selector) {
 }
 
 DEVICE s32 round_half_even(float x) {
-  if (std::isnan(x)) return 0;
-  const double rounded = std::nearbyint(static_cast<double>(x));
+  if (__builtin_isnan(x)) return 0;
+  const double rounded = __builtin_nearbyint(static_cast<double>(x));
   return rounded >= 2147483647.0 ? 2147483647 : rounded <= -2147483648.0 ? -2147483647 - 1 : static_cast<s32>(rounded);
 }
 DEVICE float multiply(float x, float y) { return x * y; }
 DEVICE float add(float x, float y) { return x + y; }
 DEVICE float divide(float x, float y) { return x / y; }
-DEVICE float fused_multiply_add(float x, float y, float z) { return std::fma(x, y, z); }
+DEVICE float fused_multiply_add(float x, float y, float z) { return __builtin_fmaf(x, y, z); }
 DEVICE float bits_to_float(u32 bits) {
   float x;
   memcpy(&x, &bits, 4);

@@ -15,7 +15,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <sys/mman.h>
-#include <tuple>
 #include <ucontext.h>
 #include <utility>
 #include <vector>

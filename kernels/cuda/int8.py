@@ -1,0 +1,51 @@
+"""Kernels of 8-bit codes: the W8A8 matrix products, the boundary kernels, and the empty one that prices a launch."""
+
+from __future__ import annotations
+
+from kernels.cuda.epilogue import Output
+from kernels.cuda.source import Defines, KernelSource
+
+_DEFAULTS = {"A_UNSIGNED": 0, "ALIGN_A": 16, "ALIGN_B": 16, "SPLIT_K": 0, "OUTPUT": int(Output.S8)}
+
+
+def gemm_tile(block_m: int, block_n: int, block_k: int, stages: int, warps_m: int, warps_n: int) -> Defines:
+    """Macros of one configuration of `gemm_s8.cu`; the rest (output, alignment, split) take their defaults."""
+    return {
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "WARPS_M": warps_m,
+        "WARPS_N": warps_n, **_DEFAULTS,
+    }  # fmt: skip
+
+
+GEMM_S8_TILES = {
+    "128x128": gemm_tile(128, 128, 64, 3, 2, 2),
+    "256x128": gemm_tile(256, 128, 64, 4, 4, 2),
+    "128x256": gemm_tile(128, 256, 64, 4, 2, 4),
+    "128x64": gemm_tile(128, 64, 64, 4, 2, 2),
+    "64x128": gemm_tile(64, 128, 64, 4, 2, 2),
+    "64x64": gemm_tile(64, 64, 128, 3, 2, 2),
+    "32x128": gemm_tile(32, 128, 128, 3, 1, 4),
+    "32x64": gemm_tile(32, 64, 128, 4, 1, 4),
+    "16x128": gemm_tile(16, 128, 128, 4, 1, 4),
+    "16x64": gemm_tile(16, 64, 256, 3, 1, 4),
+}
+"""Rows x columns of one block's output. The tall ones reuse most and want many products; the flat ones are for few
+rows, where weights stream by once and K is split over blocks."""
+
+_MMA_S8 = ("mma.m16n8k32.s8", "mma.m8n8k16.s8")
+_BOUNDARY = {"BLOCK_THREADS": 256, "ITEMS": 4}
+
+EMPTY = KernelSource("empty", "empty.cu", "empty", {"default": {}})
+QUANTIZE = KernelSource(
+    "quantize", "quantize.cu", "quantize",
+    {"default": {"MODE": 0, "INPUT": int(Output.F32), "OUTPUT": int(Output.S8), **_BOUNDARY}},
+)  # fmt: skip
+DEQUANTIZE = KernelSource(
+    "dequantize", "quantize.cu", "dequantize",
+    {"default": {"MODE": 1, "INPUT": int(Output.S8), "OUTPUT": int(Output.F32), **_BOUNDARY}},
+)  # fmt: skip
+REQUANTIZE = KernelSource(
+    "requantize", "quantize.cu", "requantize",
+    {"default": {"MODE": 2, "INPUT": int(Output.S8), "OUTPUT": int(Output.S8), **_BOUNDARY}},
+)  # fmt: skip
+GEMM_S8 = KernelSource("gemm_s8", "gemm_s8.cu", "gemm_s8", GEMM_S8_TILES, _MMA_S8)
+SOURCES = (EMPTY, QUANTIZE, DEQUANTIZE, REQUANTIZE, GEMM_S8)
