@@ -69,23 +69,27 @@ def times16_high(words: Array) -> Array:
 def w4a8_tile(x: Array, words: Array) -> Array:
     """16 × (activations 16 × 64 bytes)·(weights 8 rows of 8 words)ᵀ as lanes hold it, int64 (32, 4).
 
-    A lane loads 16 bytes of rows g and g + 8 at byte 16t, and words 2t and 2t + 1 of weight row g.
+    A lane loads 16 bytes of rows g and g + 8 at byte 16t, and words 2t and 2t + 1 of weight row g. Every word with its
+    eight activations is one product: low nibbles and bytes 0–3 at k = 4t…, high nibbles and bytes 4–7 at k = 16 + 4t….
     """
-    low_row, high_row = _row_registers(x, G), _row_registers(x, G + 8)
-    w0, w1 = words[G, 2 * T], words[G, 2 * T + 1]
-    sums = np.zeros((LANES, 4), np.int64)
-    for half, unpack in enumerate((times16_low, times16_high)):
-        a = np.stack([low_row[:, half], high_row[:, half], low_row[:, 2 + half], high_row[:, 2 + half]], axis=1)
-        sums = mma_m16n8k32_s8(a, np.stack([unpack(w0), unpack(w1)], axis=1), sums)
-    return sums
+    top, low = _row_registers(x, G), _row_registers(x, G + 8)
+    return _w4a8(top, low, words[G, 2 * T], words[G, 2 * T + 1])
+
+
+def w4a8_tile_halves(x: Array, words: Array) -> Array:
+    """The same with words t and t + 4: the first product covers k < 32, the second the rest, for groups of 32."""
+    top, low = _half_registers(x, G), _half_registers(x, G + 8)
+    return _w4a8(top, low, words[G, T], words[G, T + 4])
 
 
 def w4a4_tile(x: Array, words: Array) -> Array:
     """256 × (16 rows of 8 words)·(8 rows of 8 words)ᵀ, int64 (32, 4): both operands unpacked to 16 times the code."""
-    a = np.stack([x[G, 2 * T], x[G + 8, 2 * T], x[G, 2 * T + 1], x[G + 8, 2 * T + 1]], axis=1)
-    b = np.stack([words[G, 2 * T], words[G, 2 * T + 1]], axis=1)
-    sums = mma_m16n8k32_s8(times16_low(a), times16_low(b), np.zeros((LANES, 4), np.int64))
-    return mma_m16n8k32_s8(times16_high(a), times16_high(b), sums)
+    sums = np.zeros((LANES, 4), np.int64)
+    for word in (2 * T, 2 * T + 1):
+        top, low, w = x[G, word], x[G + 8, word], words[G, word]
+        a = np.stack([times16_low(top), times16_low(low), times16_high(top), times16_high(low)], axis=1)
+        sums = mma_m16n8k32_s8(a, np.stack([times16_low(w), times16_high(w)], axis=1), sums)
+    return sums
 
 
 def s4_tile(x: Array, words: Array) -> Array:
@@ -171,6 +175,20 @@ def _fragment(word: Array, weights: FragmentWeights, strip: int, group: int) -> 
 def _row_registers(x: Array, rows: Array) -> Array:
     """uint32 (32, 4): the 16 bytes at column 16t of the given rows, one row per lane."""
     return np.ascontiguousarray(x[rows[:, None], 16 * T[:, None] + np.arange(16)]).view("<u4")
+
+
+def _half_registers(x: Array, rows: Array) -> Array:
+    """uint32 (32, 4): bytes 8t … 8t + 7 and 32 + 8t … of the given rows."""
+    near = 8 * T[:, None] + np.arange(8)
+    return np.ascontiguousarray(x[rows[:, None], np.concatenate([near, near + 32], axis=1)]).view("<u4")
+
+
+def _w4a8(top: Array, low: Array, first: Array, second: Array) -> Array:
+    sums = np.zeros((LANES, 4), np.int64)
+    for at, word in ((0, first), (2, second)):
+        a = np.stack([top[:, at], low[:, at], top[:, at + 1], low[:, at + 1]], axis=1)
+        sums = mma_m16n8k32_s8(a, np.stack([times16_low(word), times16_high(word)], axis=1), sums)
+    return sums
 
 
 def _bytes(registers: Array) -> Array:

@@ -8,8 +8,8 @@
 //   high(w)        b3 0 b2 0 b1 0 b0 0      = 16 b
 //
 // One m16n8k32 consumes one word per lane: low(w) is the register of k = 4t..4t+3, high(w) that of k = 16+4t.. . The
-// accumulator then holds 16 or 256 times the sum, exactly: |16 a * b| <= 16384 for both a 4-bit and an 8-bit partner, so
-// it fits as long as K < 131072.
+// accumulator then holds 16 or 256 times the sum, exactly. Terms are at most 16384, with a 4-bit and with an 8-bit partner,
+// so it fits as long as K < 131072.
 //
 // A step is K = 64, 8 words a row, two per lane. A dot product does not depend on the order of its terms, so lanes take
 // the words that are cheapest to load, the same in both operands:
@@ -29,7 +29,7 @@ enum WordOrder { ADJACENT, HALVES };
 
 // The two words of a lane from a row's 32 bytes of one step.
 template <WordOrder ORDER>
-DEVICE void load_words(u32 (&words)[2], const u8* row, int t) {
+DEVICE void load_words(u32 (&words)[2], const u8* row, u32 t) {
   if constexpr (ORDER == ADJACENT) {
     const Vector8 pair = *reinterpret_cast<const Vector8*>(row + 8 * t);
     words[0] = pair.x, words[1] = pair.y;
@@ -38,26 +38,28 @@ DEVICE void load_words(u32 (&words)[2], const u8* row, int t) {
   }
 }
 
-// 8-bit rows in shared memory are 64 bytes a step, in four chunks of 16. Chunk c of row r lies at place c ^ bank(r): a
-// quarter of a warp reads two whole rows at ADJACENT and is free of conflicts anyway; HALVES reads 8 bytes of four rows.
-DEVICE u32 bank(int row) { return row & 2; }
+// 8-bit rows are 64 bytes a step, in four chunks of 16, laid out as in tile.cuh: chunk c of row r is at place c ^ of(r).
+struct ByteRows {
+  static DEVICE u32 of(u32 row) { return row / 2 & 3; }
+};
 
 // 16 activations of a lane as registers in the order (first word: low, high; second word: low, high).
 template <WordOrder ORDER>
-DEVICE void load_bytes(u32 (&bytes)[4], const u8* row, int t, u32 bank_of_row) {
+DEVICE void load_bytes(u32 (&bytes)[4], const u8* row, u32 t, u32 place) {
   if constexpr (ORDER == ADJACENT) {
-    const Vector16 v = *reinterpret_cast<const Vector16*>(row + 16 * (t ^ bank_of_row));
+    const Vector16 v = *reinterpret_cast<const Vector16*>(row + 16 * (t ^ place));
     bytes[0] = v.x, bytes[1] = v.y, bytes[2] = v.z, bytes[3] = v.w;
   } else {
-    const u8* near = row + 16 * ((t >> 1) ^ bank_of_row) + 8 * (t & 1);
-    const u8* far = row + 16 * ((2 + (t >> 1)) ^ bank_of_row) + 8 * (t & 1);
-    const Vector8 first = *reinterpret_cast<const Vector8*>(near), second = *reinterpret_cast<const Vector8*>(far);
-    bytes[0] = first.x, bytes[1] = first.y, bytes[2] = second.x, bytes[3] = second.y;
+    const u8* half = row + 8 * (t & 1);
+    const Vector8 near = *reinterpret_cast<const Vector8*>(half + 16 * (t / 2 ^ place));
+    const Vector8 far = *reinterpret_cast<const Vector8*>(half + 16 * ((2 + t / 2) ^ place));
+    bytes[0] = near.x, bytes[1] = near.y, bytes[2] = far.x, bytes[3] = far.y;
   }
 }
 
 // What differs between the kernels: the bytes of a row of activations per step, the power of two that the accumulator
-// carries, and how fragments are loaded and multiplied. `X` is a 16-row fragment, `W` an 8-channel one.
+// carries, and how fragments are loaded and multiplied. `X` is a fragment of 16 rows and `W` one of 8 channels,
+// which start at `rows`; the lane is 4g + t.
 struct StepW4A8 {
   static constexpr int X_BYTES = 64;
   static constexpr int SHIFT = 4;
@@ -67,8 +69,8 @@ struct StepW4A8 {
   template <WordOrder ORDER>
   static DEVICE void load_x(X& x, const u8* rows, int g, int t) {
     u32 top[4], low[4];
-    load_bytes<ORDER>(top, rows + g * X_BYTES, t, bank(g));
-    load_bytes<ORDER>(low, rows + (g + 8) * X_BYTES, t, bank(g));
+    load_bytes<ORDER>(top, rows + g * X_BYTES, t, ByteRows::of(g));
+    load_bytes<ORDER>(low, rows + (g + 8) * X_BYTES, t, ByteRows::of(g));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       x.word[i][0] = top[2 * i], x.word[i][1] = low[2 * i];

@@ -1,255 +1,233 @@
-// Matrix product with 4-bit weights: out[m][n] = sum over k of x[m][k] * w[n][k], then the epilogue.
+// Matrix product with 4-bit weights: out = epilogue(A W'), A (M, K) 8-bit codes or 4-bit words, W (N, K) 4-bit words.
 //
-//                          n: BLOCK_N channels
-//                   ┌──────────┬──────────┬─────┐        A thread block owns BLOCK_M x BLOCK_N of the output, a warp a
-//                   │ warp 0,0 │ warp 0,1 │ ... │        BLOCK_M / WARPS_M x BLOCK_N / WARPS_N part of it, made of
-//   m: BLOCK_M rows ├──────────┼──────────┼─────┤        16 x 8 accumulator tiles. Unpacked weights stay in registers
-//                   │ warp 1,0 │ warp 1,1 │ ... │        while the rows of the warp's part pass by, so unpacking costs
-//                   └──────────┴──────────┴─────┘        6 operations per 8 channels and K 64, however many rows.
+// Macros of a tile configuration: BLOCK_M, BLOCK_N, WARPS_M, WARPS_N, STAGES. Of a layer: SCALE_GROUP (weights per scale,
+// 0 for one scale per channel), OUTPUT, SPLIT_K, ALIGN_A (what addresses of 8-bit rows are multiples of: 16, 4 or 1).
 //
-// K is walked in steps of 64 through a ring of STAGES stages of shared memory filled by cp.async:
+//                            N →
+//                   ┌──────────┬──────────┬─────┐     A block owns BLOCK_M x BLOCK_N of the output and a warp one part of
+//        M          │ warp 0   │ warp 1   │ ... │     it, made of 16 x 8 tiles of sums. The warp's weights are unpacked
+//        ↓          ├──────────┼──────────┼─────┤     once per step, into registers, and stay there while all its rows
+//                   │ warp ... │          │     │     pass by: 6 operations per 8 channels and K 64, however many rows.
+//                   └──────────┴──────────┴─────┘
 //
-//   stage   ┌ x: BLOCK_M rows of 64 bytes (8 bit) or 32 bytes (4 bit)
-//           ├ w: BLOCK_N rows of 32 bytes
-//           └ ratios: BLOCK_N halves, two rows of them for groups of 32 (GROUP > 0 only)
+// K is walked in steps of 64 through a ring of STAGES stages that cp.async fills while earlier ones are multiplied; one
+// barrier a step, as in gemm_s8.cu:
 //
-// Rows lie one behind the other without padding: eight lanes of a 16-byte load read 128 neighbouring bytes.
+//     stage   ┌ A: BLOCK_M rows of 64 bytes (8 bit, chunks swizzled as in tile.cuh) or of 32 bytes (4 bit)
+//             ├ W: BLOCK_N rows of 32 bytes
+//             └ ratios: BLOCK_N halves, two rows of them for groups of 32 (SCALE_GROUP > 0 only)
 //
-// Scales by group (GROUP > 0): integer sums of one group are turned into floats and added to float accumulators times
-// the group's ratio. The conversion is free: sums start at MAGIC, the bits of 1.5 * 2^23, where an integer added to the
-// bits is the same integer added to the value, up to 2^22 = 16384 * 256. So larger groups are flushed every 256.
+// A fragment of rows of 32 bytes is one 8-byte load per lane and row, eight rows one behind the other: free of conflicts
+// without swizzle. Rows of 64 bytes take one 16-byte load.
 //
-// M, N and K need not divide anything: rows outside are read as zeroes and never written, K ends in zeroes on both
-// sides. Split-K (grid.z slices) serves small M and N; see split_k.cuh.
+// Scales by group: when a group ends, its integer sums become floats and are added to float totals times the group's
+// ratio. The conversion costs one addition: sums start at MAGIC, the bits of 1.5 * 2^23, to which an integer up to 2^22 =
+// 16384 * 256 may be added as to a number. So groups above 256 are added in parts.
+//
+// Nothing needs to divide anything: what lies outside M, N or K is zero in shared memory and never written. Split-K
+// serves small M; its slices also lift the bound on K, since each slice drops the factor of its codes before the sum.
 #pragma once
 
 #include "epilogue.cuh"
 #include "int4.cuh"
 #include "split_k.cuh"
+#include "tile.cuh"
 
-struct Int4Gemm {
-  const void* x;           // (M, ld_x bytes): s8 codes, or words of 4-bit codes
+struct Int4Weights {
   const u8* words;         // (N, padded K / 2 bytes)
-  const u16* ratios;       // (groups, ld_ratios) halves, ld_ratios a multiple of 8; GROUP > 0 only
-  const s32* zero_points;  // (N) in the range of code - 8, or null; GROUP == 0 only
-  const s32* row_sums;     // (M) sums of x over K, beside zero_points
-  void* workspace;         // split-K only
-  u32* arrivals;
-  s32 m, n, k;
-  s32 ld_x;
-  s32 ld_ratios;
-  s32 slices;              // of K = gridDim.z
+  const u16* ratios;       // (groups, ld_ratios) halves; SCALE_GROUP > 0 only
+  const s32* zero_points;  // (N), of code - 8, or null; SCALE_GROUP == 0 only
+  const s32* row_sums;     // (M) sums of A over K, beside zero_points
+  s32 ld_ratios;           // a multiple of 8
 };
 
 constexpr s32 MAGIC = 0x4B400000;
 constexpr float MAGIC_VALUE = 12582912.0f;
 constexpr int MAGIC_K = 256;
 constexpr int STEP_K = 64;
-constexpr int BAND = 8;
+constexpr int W_BYTES = STEP_K / 2;
+constexpr int RASTER_GROUP = 8;
+constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 
-// 16 bytes of a row that is aligned to 16, to 4 or not at all, zero behind `valid`.
-DEVICE void copy_chunk(u8* to, const u8* from, s32 valid, u32 misaligned) {
-  valid = valid < 0 ? 0 : valid > 16 ? 16 : valid;
-  if (misaligned == 0) {
-    cp_async_16(shared_address(to), from, valid);
-  } else if (misaligned % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < 16; i += 4) cp_async_4(shared_address(to + i), from + (valid > i ? i : 0), valid <= i ? 0 : valid - i < 4 ? valid - i : 4);
-  } else {
-    for (int i = 0; i < 16; ++i) to[i] = i < valid ? from[i] : 0;
-  }
-}
+constexpr int TILES_M = BLOCK_M / WARPS_M / 16, TILES_N = BLOCK_N / WARPS_N / 8, TILES = TILES_M * TILES_N;
+static_assert(BLOCK_M % (16 * WARPS_M) == 0 && BLOCK_N % (8 * WARPS_N) == 0, "warps own whole tiles");
 
-template <class Step, int BLOCK_M, int BLOCK_N, int WARPS_M, int WARPS_N, int STAGES, int GROUP, int OUT>
-struct Int4Tile {
-  static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-  static constexpr int M_TILES = BLOCK_M / WARPS_M / 16, N_TILES = BLOCK_N / WARPS_N / 8;
-  static constexpr int TILES = M_TILES * N_TILES;
-  static constexpr int RATIO_ROWS = GROUP == 0 ? 0 : GROUP == 32 ? 2 : 1;
-  static constexpr int X_AT = 0, W_AT = BLOCK_M * Step::X_BYTES, RATIO_AT = W_AT + BLOCK_N * 32;
-  static constexpr int STAGE_BYTES = RATIO_AT + RATIO_ROWS * BLOCK_N * 2;
-  static constexpr int FLUSH_STEPS = (GROUP < MAGIC_K ? GROUP < STEP_K ? STEP_K : GROUP : MAGIC_K) / STEP_K;
-  static constexpr WordOrder ORDER = GROUP == 32 ? HALVES : ADJACENT;
-  static constexpr bool STAGED = sizeof(typename OutputType<OUT>::type) < 4;
-  static constexpr int OUT_PITCH = BLOCK_N + 16 / sizeof(typename OutputType<OUT>::type);
-  static_assert(BLOCK_M % (16 * WARPS_M) == 0 && BLOCK_N % (8 * WARPS_N) == 0, "warps own whole tiles");
-  static_assert(GROUP == 0 || GROUP == 32 || GROUP % STEP_K == 0, "a step holds whole groups, or a group whole steps");
-  static_assert(GROUP <= MAGIC_K || GROUP % MAGIC_K == 0, "a group is flushed in equal parts");
-  static_assert(GROUP != 32 || Step::SHIFT > 0, "the native instruction covers 64 k at once");
+constexpr int RATIO_ROWS = SCALE_GROUP == 0 ? 0 : SCALE_GROUP == 32 ? 2 : 1, RATIO_CHUNKS = BLOCK_N * 2 / CHUNK;
+constexpr int STEPS_TO_FLUSH = SCALE_GROUP <= STEP_K ? 1 : (SCALE_GROUP < MAGIC_K ? SCALE_GROUP : MAGIC_K) / STEP_K;
+constexpr WordOrder ORDER = SCALE_GROUP == 32 ? HALVES : ADJACENT;
+static_assert(SCALE_GROUP % STEP_K == 0 || SCALE_GROUP == 32, "a step holds whole groups, or a group whole steps");
+static_assert(SCALE_GROUP <= MAGIC_K || SCALE_GROUP % MAGIC_K == 0, "a group is added in equal parts");
+static_assert(RATIO_ROWS * RATIO_CHUNKS <= THREADS, "a thread copies one chunk of ratios");
 
-  static DEVICE void load_stage(u8* stage, const Int4Gemm& a, s32 row0, s32 column0, s32 step, u32 misaligned) {
-    constexpr int X_CHUNKS = Step::X_BYTES / 16;
-    const s32 row_bytes = Step::X_BYTES == STEP_K ? a.k : (a.k + STEP_K - 1) / STEP_K * 32;
-    for (int i = threadIdx.x; i < BLOCK_M * X_CHUNKS; i += THREADS) {
-      const int r = i / X_CHUNKS, c = i % X_CHUNKS;
-      const s32 at = step * Step::X_BYTES + 16 * c;
-      const bool inside = row0 + r < a.m && at < row_bytes;
-      const u8* from = static_cast<const u8*>(a.x) + (inside ? static_cast<s64>(row0 + r) * a.ld_x + at : 0);
-      const int place = X_CHUNKS == 4 ? c ^ bank(r) : c;
-      copy_chunk(stage + X_AT + r * Step::X_BYTES + 16 * place, from, inside ? row_bytes - at : 0, misaligned);
-    }
-    const s64 ld_words = static_cast<s64>((a.k + STEP_K - 1) / STEP_K) * 32;
-    for (int i = threadIdx.x; i < BLOCK_N * 2; i += THREADS) {
-      const int r = i / 2, c = i % 2;
-      const bool inside = column0 + r < a.n;
-      const u8* from = a.words + (inside ? (column0 + r) * ld_words + step * 32 + 16 * c : 0);
-      cp_async_16(shared_address(stage + W_AT + r * 32 + 16 * c), from, inside ? 16 : 0);
-    }
-    if constexpr (GROUP > 0) {
-      constexpr int CHUNKS = BLOCK_N / 8;
-      const s32 groups = (a.k + GROUP - 1) / GROUP;
-      for (int i = threadIdx.x; i < RATIO_ROWS * CHUNKS; i += THREADS) {
-        const int r = i / CHUNKS, c = i % CHUNKS;
-        const s32 group = (step * STEP_K + r * GROUP) / GROUP;
-        const bool inside = group < groups && column0 + 8 * c < a.ld_ratios;
-        const u16* from = a.ratios + (inside ? static_cast<s64>(group) * a.ld_ratios + column0 + 8 * c : 0);
-        cp_async_16(shared_address(stage + RATIO_AT + r * BLOCK_N * 2 + 16 * c), from, inside ? 16 : 0);
-      }
-    }
+typedef SliceWriter<OUTPUT, BLOCK_N, THREADS> Writer;
+
+template <class Step>
+struct Int4Gemm {
+  static constexpr bool BYTES = Step::X_BYTES == STEP_K;
+  static constexpr int W_AT = BLOCK_M * Step::X_BYTES, RATIO_AT = W_AT + BLOCK_N * W_BYTES;
+  static constexpr int STAGE_BYTES = RATIO_AT + RATIO_ROWS * RATIO_CHUNKS * CHUNK;
+  static_assert(16 * WARPS_M * Writer::PITCH * 4 <= STAGES * STAGE_BYTES, "a slice fits into the pipeline");
+  static_assert(SCALE_GROUP != 32 || Step::SHIFT > 0, "the native instruction covers 64 k at once");
+  typedef TileLoader<BLOCK_M, Step::X_BYTES, THREADS, BYTES ? ALIGN_A : CHUNK> LoadA;
+  typedef TileLoader<BLOCK_N, W_BYTES, THREADS, CHUNK> LoadW;
+
+  s32 row0, column0;  // of the block
+  u32 warp_m, warp_n;
+
+  DEVICE void load_ratios(u8* stage, const Int4Weights& w, s32 step, s32 k) const {
+    const u32 r = threadIdx.x / RATIO_CHUNKS, c = threadIdx.x % RATIO_CHUNKS;
+    if (r >= RATIO_ROWS) return;
+    const s32 group = (step * STEP_K + static_cast<s32>(r) * SCALE_GROUP) / SCALE_GROUP;
+    const s32 column = column0 + static_cast<s32>(c) * 8;
+    const bool inside = group * SCALE_GROUP < k && column < w.ld_ratios;
+    cp_async_16(shared_address(stage + RATIO_AT + threadIdx.x * CHUNK),
+                w.ratios + (inside ? static_cast<s64>(group) * w.ld_ratios + column : 0), inside ? CHUNK : 0);
   }
 
-  static DEVICE void reset(s32 (&c)[4]) {
+  static DEVICE void reset(s32 (&sum)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) c[i] = GROUP > 0 ? MAGIC : 0;
+    for (int i = 0; i < 4; ++i) sum[i] = SCALE_GROUP > 0 ? MAGIC : 0;
   }
 
-  // Adds one tile, times its group's ratios, to the totals and starts it again.
-  static DEVICE void flush(s32 (&sum)[4], float (&total)[4], u32 ratio_pair) {
-    const float even = half_to_float(static_cast<u16>(ratio_pair)), odd = half_to_float(static_cast<u16>(ratio_pair >> 16));
+  // Adds one tile, times the ratios of its two columns, to the totals and starts it again.
+  static DEVICE void flush(s32 (&sum)[4], float (&total)[4], const u16* ratios) {
+    const u32 pair = *reinterpret_cast<const u32*>(ratios);
+    const float even = half_to_float(static_cast<u16>(pair)), odd = half_to_float(static_cast<u16>(pair >> 16));
 #pragma unroll
-    for (int v = 0; v < 4; ++v) {
-      total[v] = fused_multiply_add(add(bits_to_float(static_cast<u32>(sum[v])), -MAGIC_VALUE), v % 2 ? odd : even, total[v]);
+    for (int i = 0; i < 4; ++i) {
+      const float value = add(bits_to_float(static_cast<u32>(sum[i])), -MAGIC_VALUE);
+      total[i] = fused_multiply_add(value, i % 2 ? odd : even, total[i]);
     }
     reset(sum);
   }
 
-  static DEVICE void multiply_step(s32 (&sums)[TILES][4], float (&totals)[TILES][4], const u8* stage, int warp_m, int warp_n,
-                                   bool group_ends) {
-    const int lane = lane_id(), g = lane >> 2, t = lane & 3;
-    const int column = warp_n * N_TILES * 8;
+  DEVICE void multiply_step(s32 (&sums)[TILES][4], float (&totals)[TILES][4], const u8* stage, bool group_ends) const {
+    const u32 g = lane_id() / 4, t = lane_id() % 4, column = warp_n * TILES_N * 8;
     const u16* ratios = reinterpret_cast<const u16*>(stage + RATIO_AT) + column + 2 * t;
-    typename Step::W w[N_TILES];
+    typename Step::W w[TILES_N];
 #pragma unroll
-    for (int j = 0; j < N_TILES; ++j) Step::template load_w<ORDER>(w[j], stage + W_AT + (column + 8 * j) * 32, g, t);
+    for (int j = 0; j < TILES_N; ++j) Step::template load_w<ORDER>(w[j], stage + W_AT + (column + 8 * j) * W_BYTES, g, t);
 #pragma unroll
-    for (int i = 0; i < M_TILES; ++i) {
+    for (int i = 0; i < TILES_M; ++i) {
       typename Step::X x;
-      Step::template load_x<ORDER>(x, stage + X_AT + (warp_m * M_TILES + i) * 16 * Step::X_BYTES, g, t);
+      Step::template load_x<ORDER>(x, stage + (warp_m * TILES_M + i) * 16 * Step::X_BYTES, g, t);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int half = 0; half < 2; ++half)
 #pragma unroll
-        for (int j = 0; j < N_TILES; ++j) {
-          const int tile = i * N_TILES + j;
+        for (int j = 0; j < TILES_N; ++j) {
+          const int tile = i * TILES_N + j;
           Step::multiply(sums[tile], x, w[j], half);
-          if constexpr (GROUP == 32) {
-            flush(sums[tile], totals[tile], *reinterpret_cast<const u32*>(ratios + half * BLOCK_N + 8 * j));
-          }
+          if constexpr (SCALE_GROUP == 32) flush(sums[tile], totals[tile], ratios + half * BLOCK_N + 8 * j);
         }
-      }
     }
-    if constexpr (GROUP > 32) {
+    if constexpr (SCALE_GROUP > 32) {
       if (!group_ends) return;
 #pragma unroll
-      for (int tile = 0; tile < TILES; ++tile) {
-        flush(sums[tile], totals[tile], *reinterpret_cast<const u32*>(ratios + 8 * (tile % N_TILES)));
-      }
+      for (int tile = 0; tile < TILES; ++tile) flush(sums[tile], totals[tile], ratios + 8 * (tile % TILES_N));
     }
   }
 
-  // Integer sums are complete; sums by groups are floats by now and carry the factor of the codes.
-  static DEVICE typename OutputType<OUT>::type finished(const Int4Gemm& a, const Epilogue& e, s32 row, s32 column, s32 sum) {
-    if (a.zero_points) sum -= a.zero_points[column] * a.row_sums[row];
-    return finish<OUT>(e, row, column, sum);
-  }
-  static DEVICE typename OutputType<OUT>::type finished(const Int4Gemm&, const Epilogue& e, s32 row, s32 column, float total) {
-    constexpr float PER_SUM = 1.0f / (1 << Step::SHIFT);
-    return finish_scaled<OUT>(e, row, column, multiply(multiply(total, PER_SUM), e.scale[column]));
-  }
-
+  // One row of tiles of every warp at a time goes through shared memory to the epilogue (epilogue.cuh). The loop stays a
+  // loop, and the next row is moved to where the first one was, because registers cannot be indexed.
   template <class Value>
-  static DEVICE void write(const Int4Gemm& a, const Epilogue& e, const Value (&values)[TILES][4], u8* shared, s32 row0,
-                           s32 column0, int warp_m, int warp_n) {
-    typedef typename OutputType<OUT>::type Element;
-    const int g = lane_id() >> 2, t = lane_id() & 3;
-#pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
-#pragma unroll
-      for (int v = 0; v < 4; ++v) {
-        const int r = (warp_m * M_TILES + tile / N_TILES) * 16 + g + (v & 2) * 4;
-        const int c = (warp_n * N_TILES + tile % N_TILES) * 8 + 2 * t + (v & 1);
-        if (row0 + r >= a.m || column0 + c >= a.n) continue;
-        const Element y = finished(a, e, row0 + r, column0 + c, values[tile][v]);
-        if constexpr (STAGED) reinterpret_cast<Element*>(shared)[r * OUT_PITCH + c] = y;
-        else static_cast<Element*>(e.out)[static_cast<s64>(row0 + r) * e.ld_out + column0 + c] = y;
-      }
+  DEVICE void write(Value (&values)[TILES][4], const Int4Weights& w, const Epilogue& e, s32 m, s32 n, Value* partial,
+                    u32* arrivals, u8* free) const {
+    if constexpr (SPLIT_K) {
+      if (!gather_slices<TILES, THREADS>(values, partial, arrivals, blockIdx.x, blockIdx.z, gridDim.z,
+                                         reinterpret_cast<u32*>(free))) return;
     }
-    if constexpr (STAGED) {
+    struct alignas(8) Pair { Value x, y; };
+    const Writer writer(e, column0, m, n);
+    const s32 g = lane_id() / 4, t = lane_id() % 4, column = static_cast<s32>(warp_n) * TILES_N * 8 + 2 * t;
+    Value* slice = reinterpret_cast<Value*>(free);
+#pragma unroll 1
+    for (int i = 0; i < TILES_M; ++i) {
+      const auto row_of = [&](s32 r) { return row0 + (r / 16 * TILES_M + i) * 16 + r % 16; };
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const s32 r = static_cast<s32>(warp_m) * 16 + 8 * half + g;
+#pragma unroll
+        for (int j = 0; j < TILES_N; ++j) {
+          Pair pair = {values[j][2 * half], values[j][2 * half + 1]};
+          if constexpr (SCALE_GROUP == 0) subtract_zero_points(pair, w, row_of(r), column0 + column + 8 * j, m, n);
+          *reinterpret_cast<Pair*>(slice + r * Writer::PITCH + column + 8 * j) = pair;
+        }
+      }
       __syncthreads();
-      write_tile<OUT, BLOCK_M, BLOCK_N, OUT_PITCH, THREADS>(e, shared, row0, column0, a.m, a.n);
+      writer.write(slice, 16 * WARPS_M, row_of);
+      __syncthreads();
+#pragma unroll
+      for (int tile = TILES_N; tile < TILES; ++tile)
+#pragma unroll
+        for (int x = 0; x < 4; ++x) values[tile - TILES_N][x] = values[tile][x];
     }
   }
 
-  // Sums of all slices, in the one block that writes them.
-  template <class Value>
-  static DEVICE void finish_tile(const Int4Gemm& a, const Epilogue& e, Value (&values)[TILES][4], u8* shared, s32 row0,
-                                 s32 column0, int warp_m, int warp_n) {
-    if (!gather_slices<TILES, THREADS>(values, static_cast<Value*>(a.workspace), a.arrivals, blockIdx.x, blockIdx.z, a.slices,
-                                       reinterpret_cast<u32*>(shared))) return;
-    __syncthreads();
-    write(a, e, values, shared, row0, column0, warp_m, warp_n);
+  template <class Pair>
+  static DEVICE void subtract_zero_points(Pair& pair, const Int4Weights& w, s32 row, s32 column, s32 m, s32 n) {
+    if (!w.zero_points || row >= m) return;
+    if (column < n) pair.x -= w.zero_points[column] * w.row_sums[row];
+    if (column + 1 < n) pair.y -= w.zero_points[column + 1] * w.row_sums[row];
   }
 
-  static DEVICE void run(const Int4Gemm& a, const Epilogue& e, u8* shared) {
-    const int warp = threadIdx.x / 32, warp_m = warp / WARPS_N, warp_n = warp % WARPS_N;
-    // Neighbouring blocks walk down BAND rows of tiles before they move on, so that both operands stay in L2.
-    const s32 tiles_m = (a.m + BLOCK_M - 1) / BLOCK_M, tiles_n = (a.n + BLOCK_N - 1) / BLOCK_N;
-    const s32 band = static_cast<s32>(blockIdx.x) / (BAND * tiles_n), in_band = static_cast<s32>(blockIdx.x) % (BAND * tiles_n);
-    const s32 height = tiles_m - band * BAND < BAND ? tiles_m - band * BAND : BAND;
-    const s32 row0 = (band * BAND + in_band % height) * BLOCK_M, column0 = in_band / height * BLOCK_N;
-    const u32 misaligned = static_cast<u32>((reinterpret_cast<u64>(a.x) | static_cast<u64>(a.ld_x)) & 15);
-    const s32 steps = (a.k + STEP_K - 1) / STEP_K;
-    const s32 first = static_cast<s32>(static_cast<s64>(steps) * blockIdx.z / a.slices);
-    const s32 last = static_cast<s32>(static_cast<s64>(steps) * (blockIdx.z + 1) / a.slices);
+  static DEVICE void run(const u8* a, s32 lda, const Int4Weights& weights, const Epilogue& e, s32 m, s32 n, s32 k,
+                         void* partial, u32* arrivals, u8* shared) {
+    Int4Gemm block;
+    s32 tile_m, tile_n;
+    tile_of_block<RASTER_GROUP>(blockIdx.x, (m + BLOCK_M - 1) / BLOCK_M, (n + BLOCK_N - 1) / BLOCK_N, tile_m, tile_n);
+    block.row0 = tile_m * BLOCK_M, block.column0 = tile_n * BLOCK_N;
+    block.warp_m = threadIdx.x / 32 / WARPS_N, block.warp_n = threadIdx.x / 32 % WARPS_N;
+
+    const s32 steps = (k + STEP_K - 1) / STEP_K;
+    s32 first = 0, last = steps;
+    if constexpr (SPLIT_K) {
+      first = static_cast<s32>(static_cast<s64>(steps) * blockIdx.z / gridDim.z);
+      last = static_cast<s32>(static_cast<s64>(steps) * (blockIdx.z + 1) / gridDim.z);
+    }
+    const s32 row_bytes = BYTES ? k : steps * W_BYTES;
+    LoadA load_a(a, lda, block.row0, m, first * Step::X_BYTES, row_bytes);
+    LoadW load_w(weights.words, steps * W_BYTES, block.column0, n, first * W_BYTES, steps * W_BYTES);
+    const auto fill = [&](u8* stage, s32 step) {
+      load_a.next(shared_address(stage));
+      load_w.next(shared_address(stage + W_AT));
+      if constexpr (SCALE_GROUP > 0) block.load_ratios(stage, weights, step, k);
+    };
 
     s32 sums[TILES][4];
-    float totals[TILES][4];
+    float totals[TILES][4] = {};
 #pragma unroll
-    for (int tile = 0; tile < TILES; ++tile) {
-      reset(sums[tile]);
-#pragma unroll
-      for (int v = 0; v < 4; ++v) totals[tile][v] = 0.0f;
-    }
+    for (int tile = 0; tile < TILES; ++tile) reset(sums[tile]);
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) {
-      if (first + s < last) load_stage(shared + s * STAGE_BYTES, a, row0, column0, first + s, misaligned);
-      cp_async_commit();
+      if (first + s < last) fill(shared + s * STAGE_BYTES, first + s);
+      cp_async_commit();  // also when empty: the waits below count groups
     }
-    int filled = STAGES - 1, ready = 0;
+    s32 read = 0, write = STAGES - 1;
 #pragma unroll 1
     for (s32 step = first; step < last; ++step) {
       cp_async_wait<STAGES - 2>();
       __syncthreads();
-      if (step + STAGES - 1 < last) {
-        load_stage(shared + filled * STAGE_BYTES, a, row0, column0, step + STAGES - 1, misaligned);
-      }
+      if (step + STAGES - 1 < last) fill(shared + write * STAGE_BYTES, step + STAGES - 1);
       cp_async_commit();
-      const bool group_ends = (step + 1) % FLUSH_STEPS == 0 || step + 1 == last;
-      multiply_step(sums, totals, shared + ready * STAGE_BYTES, warp_m, warp_n, group_ends);
-      filled = filled + 1 == STAGES ? 0 : filled + 1;
-      ready = ready + 1 == STAGES ? 0 : ready + 1;
+      const bool group_ends = (step + 1) % STEPS_TO_FLUSH == 0 || step + 1 == last;
+      block.multiply_step(sums, totals, shared + read * STAGE_BYTES, group_ends);
+      read = read + 1 == STAGES ? 0 : read + 1;
+      write = write + 1 == STAGES ? 0 : write + 1;
     }
     cp_async_wait<0>();
-    __syncthreads();
-
-    if constexpr (GROUP > 0) {
-      finish_tile(a, e, totals, shared, row0, column0, warp_m, warp_n);
+    __syncthreads();  // the stages may be reused from here on
+    if constexpr (SCALE_GROUP > 0) {
+#pragma unroll
+      for (int tile = 0; tile < TILES; ++tile)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) totals[tile][i] = multiply(totals[tile][i], 1.0f / (1 << Step::SHIFT));
+      block.write(totals, weights, e, m, n, static_cast<float*>(partial), arrivals, shared);
     } else {
 #pragma unroll
-      for (int tile = 0; tile < TILES; ++tile) {
+      for (int tile = 0; tile < TILES; ++tile)
 #pragma unroll
-        for (int v = 0; v < 4; ++v) sums[tile][v] >>= Step::SHIFT;  // exact: every product carries the factor
-      }
-      finish_tile(a, e, sums, shared, row0, column0, warp_m, warp_n);
+        for (int i = 0; i < 4; ++i) sums[tile][i] >>= Step::SHIFT;  // exact: every product has the factor
+      block.write(sums, weights, e, m, n, static_cast<s32*>(partial), arrivals, shared);
     }
   }
 };

@@ -1,37 +1,41 @@
-// Split-K: several thread blocks share one output tile, each with a slice of K, when the tiles alone would leave
-// multiprocessors idle. No order of arrival changes the result: every block stores its partial sums, and the one that
-// arrives last adds all of them slice by slice.
+// Split-K for sums that must not depend on who comes first: floats, or integers beside them.
 //
-//   workspace   [tile][slice][value][thread]   4 bytes each: neighbours in a warp store neighbouring words
-//   arrivals    [tile]                         0 before and after every launch, so a graph can replay it
+// Several blocks share one output tile, each with a slice of K. Every block stores its sums, and the one that arrives
+// last adds all slices in their order, so the result is the same in every run.
+//
+//   partial     [tile][slice][value][thread]   4 bytes each: neighbours in a warp store neighbouring words
+//   arrivals    [tile]                         0 before and after every launch
 #pragma once
 
 #include "primitives.cuh"
 
-// Replaces each thread's `values` by the sum over all slices and returns true in the last block to arrive, where the
-// output is to be written; returns false elsewhere. `flag` is one word of shared memory. All THREADS threads call it.
+DEVICE s32 from_l2(const s32* address) { return load_from_l2(address); }
+DEVICE float from_l2(const float* address) {
+  return bits_to_float(static_cast<u32>(load_from_l2(reinterpret_cast<const s32*>(address))));
+}
+
+// Replaces each thread's `values` by the sum over all slices and returns true in the last block to arrive; false
+// elsewhere. `flag` is one word of shared memory that nobody uses. All THREADS threads call it.
 template <int TILES, int THREADS, class Value>
-DEVICE bool gather_slices(Value (&values)[TILES][4], Value* workspace, u32* arrivals, s32 tile, s32 slice, s32 slices,
+DEVICE bool gather_slices(Value (&values)[TILES][4], Value* partial, u32* arrivals, s32 tile, s32 slice, s32 slices,
                           u32* flag) {
   if (slices == 1) return true;
-  constexpr int VALUES = 4 * TILES;
-  const s64 stride = static_cast<s64>(VALUES) * THREADS;
-  Value* tile_base = workspace + static_cast<s64>(tile) * slices * stride + threadIdx.x;
-  Value* mine = tile_base + slice * stride;
+  constexpr s64 PER_SLICE = static_cast<s64>(4 * TILES) * THREADS;
+  Value* first = partial + static_cast<s64>(tile) * slices * PER_SLICE + threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < VALUES; ++i) mine[i * THREADS] = values[i / 4][i % 4];
-  memory_fence();
+  for (int i = 0; i < 4 * TILES; ++i) first[slice * PER_SLICE + i * THREADS] = values[i / 4][i % 4];
+  fence_device();
   __syncthreads();
-  if (threadIdx.x == 0) *flag = atomic_add(arrivals + tile, 1u);
+  if (threadIdx.x == 0) *flag = count_in_memory(arrivals + tile, slices);
   __syncthreads();
-  if (*flag != static_cast<u32>(slices - 1)) return false;
-  memory_fence();
+  if (!*flag) return false;
+  fence_device();
 #pragma unroll
-  for (int i = 0; i < VALUES; ++i) {
+  for (int i = 0; i < 4 * TILES; ++i) {
     Value sum = 0;
-    for (s32 s = 0; s < slices; ++s) sum += load_from_l2(tile_base + s * stride + i * THREADS);
+    for (s32 s = 0; s < slices; ++s) sum += from_l2(first + s * PER_SLICE + i * THREADS);
     values[i / 4][i % 4] = sum;
   }
-  if (threadIdx.x == 0) arrivals[tile] = 0;
+  __syncthreads();  // the flag's place is free again
   return true;
 }

@@ -19,8 +19,9 @@ def random_int4(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def test_w4a8_gives_sixteen_times_the_product(m: int, k: int, n: int) -> None:
     rng = np.random.default_rng(m * n + k)
     x, weight = rng.integers(-128, 128, (m, k), dtype=np.int8), random_int4(rng, n, k)
-    found = lane_model.gemm_words(x, packing.pack_int4(weight), lane_model.w4a8_tile)
-    assert np.array_equal(found, 16 * reference.linear(x.astype(np.int64), weight.T.astype(np.int64)))
+    expected = 16 * reference.linear(x.astype(np.int64), weight.T.astype(np.int64))
+    for tile in (lane_model.w4a8_tile, lane_model.w4a8_tile_halves):
+        assert np.array_equal(lane_model.gemm_words(x, packing.pack_int4(weight), tile), expected)
 
 
 @pytest.mark.parametrize("m,k,n", SHAPES)

@@ -1,0 +1,26 @@
+// gemm_w4a8: 4-bit weights times 8-bit activations, on 8-bit tensor cores of every architecture from sm_75 on.
+//
+// Weights are words of 8 codes (`kernels.cuda.packing.pack_int4`), activations plain s8 rows. A word unpacks with one shift
+// and two masks to 16 times its codes; src/int4.cuh shows the bits, src/int4_gemm.cuh the tiling. What a warp does in one
+// step of K 64, for one of its tiles of 16 rows and 8 channels (lane = 4g + t):
+//
+//     activations        row g    ┌────────┬────────┬────────┬────────┐
+//     (64 bytes)         row g+8  │  t = 0 │  t = 1 │  t = 2 │  t = 3 │  16 bytes a lane: k 16t .. 16t+15
+//                                 └────────┴────────┴────────┴────────┘
+//                                  │ 0..3 │ 4..7 │ 8..11 │ 12..15 │      the lane's four registers
+//     weights            row g     word 2t: low   high    word 2t+1: low, high
+//     (8 words)
+//     product 1   A = (bytes 0..3 | bytes 4..7)     B = (low, high) of word 2t        one mma.m16n8k32.s8
+//     product 2   A = (bytes 8..11 | bytes 12..15)  B = (low, high) of word 2t+1      another
+//
+// The sums are 16 times the true ones; the epilogue shifts that away. Zero points of asymmetric weights enter as
+// - zero_point[n] * row_sum[m], with codes and zero points less 8. This saves bytes of weights, not multiplications: the
+// ceiling is the rate of 8-bit products.
+
+#include "int4_gemm.cuh"
+
+KERNEL void __launch_bounds__(THREADS) gemm_w4a8(const u8* a, const Int4Weights weights, const Epilogue e, s32 m, s32 n,
+                                                 s32 k, s32 lda, void* partial, u32* arrivals) {
+  DYNAMIC_SHARED(shared);
+  Int4Gemm<StepW4A8>::run(a, lda, weights, e, m, n, k, partial, arrivals, shared);
+}
