@@ -30,6 +30,7 @@ def make_celery(settings: Settings) -> Celery:
     redelivery is switched off: with it, a stage that kills its worker would be handed round for ever.
     """
     TRANSPORT_ALIASES["filesystem"] = "service.queue.transport:Transport"
+    TRANSPORT_ALIASES["redis"] = TRANSPORT_ALIASES["rediss"] = "service.queue.redis_transport:Transport"
     app = Celery("bitwright", broker=settings.resolved_broker_url)
     options: dict[str, Any]
     if settings.resolved_broker_url.startswith("filesystem://"):
