@@ -9,14 +9,10 @@ import hashlib
 import platform
 from dataclasses import dataclass
 
+from kernels.cuda.capability import ARCHITECTURES, architecture, nearest_listed
 from kernels.device_identity import DeviceIdentity
-from kernels.errors import BackendUnavailable
+from kernels.errors import BackendUnavailable, KernelsError
 
-ARCHS = {
-    (7, 5): "sm_75", (8, 0): "sm_80", (8, 6): "sm_86", (8, 7): "sm_87", (8, 9): "sm_89", (9, 0): "sm_90a",
-    (10, 0): "sm_100a", (10, 3): "sm_103a", (11, 0): "sm_110a", (12, 0): "sm_120a",
-}  # fmt: skip
-"""Compute capability to compile target. The suffix `a` gives an arch its own instructions (wgmma, tcgen05)."""
 _THOUSAND = 1_000
 _UUID_HASH_CHARACTERS = 16
 
@@ -78,15 +74,13 @@ def check_facts(facts: DriverFacts, compiler_major: int) -> str:
     Raises `BackendUnavailable`: `cuda_arch_unknown` for a GPU no kernel here is compiled for, `cuda_driver_too_old`
     when the driver is of an older major CUDA than the compiler, whose machine code it cannot load.
     """
-    arch = ARCHS.get(facts.compute_capability)
-    if arch is None:
-        known = ", ".join(f"{major}.{minor}" for major, minor in ARCHS)
-        major, minor = facts.compute_capability
-        raise BackendUnavailable(
-            f"{facts.name} has compute capability {major}.{minor}, which no kernel here is compiled for",
-            hint=f"known are {known}",
-            code="cuda_arch_unknown",
-        )
+    major, minor = facts.compute_capability
+    try:
+        arch = architecture(major, minor)
+    except KernelsError as error:
+        raise _arch_unknown(facts) from error
+    if nearest_listed(arch) is None:
+        raise _arch_unknown(facts)
     if facts.cuda_version // _THOUSAND < compiler_major:
         raise BackendUnavailable(
             f"the driver runs CUDA {cuda_version_text(facts.cuda_version)}, the compiler here is CUDA {compiler_major}",
@@ -118,6 +112,15 @@ def cuda_version_text(version: int) -> str:
 def hash_uuid(uuid: str) -> str:
     """The same for the same card; does not tell its serial identity to whoever reads a table."""
     return hashlib.sha256(uuid.encode()).hexdigest()[:_UUID_HASH_CHARACTERS]
+
+
+def _arch_unknown(facts: DriverFacts) -> BackendUnavailable:
+    major, minor = facts.compute_capability
+    return BackendUnavailable(
+        f"{facts.name} has compute capability {major}.{minor}, which no kernel here is made for",
+        hint=f"kernels are made for {', '.join(ARCHITECTURES)} and newer devices of their major versions",
+        code="cuda_arch_unknown",
+    )
 
 
 def _unavailable(error: Exception) -> BackendUnavailable:

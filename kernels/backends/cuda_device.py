@@ -9,14 +9,12 @@ Memory is torch's on both sides: a buffer is a tensor on `torch_device`, its add
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from kernels.backends.base import OpFailed
+from kernels.cuda.source import Defines, KernelSource
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import BackendUnavailable
 
@@ -66,7 +64,7 @@ class Graph(Protocol):
 
 
 class CudaDevice(Protocol):
-    """One GPU: loads machine code, launches it in order on one stream, captures graphs and times them.
+    """One GPU: compiles and loads kernels, launches them in order on one stream, captures graphs and times them.
 
     `arch` is the exact target that code is compiled for (`sm_90a`). `uuid_hash` tells two cards of one model apart
     without naming them. All methods may raise `OutOfDeviceMemory`, `OpFailed` or `DeviceLost`.
@@ -77,12 +75,14 @@ class CudaDevice(Protocol):
     uuid_hash: str
     torch_device: str
 
-    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
-        """A function of a compiled module, allowed to use that much dynamic shared memory."""
+    def function(self, source: KernelSource, tile: str, more_defines: Defines, shared_bytes: int) -> Any:
+        """A kernel compiled for this device in one configuration, allowed to use that much dynamic shared memory.
+
+        Raises what `kernels.cuda.compile.compile_kernel` raises."""
         ...
 
     def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
-        """Enqueue a kernel. Arguments are structs and numpy scalars (passed by value) and tensors (by address)."""
+        """Enqueue a kernel with the ctypes values of `kernels.cuda.signature`."""
         ...
 
     def run_torch(self, name: str, call: Callable[[], Any], work: Work) -> Any:
@@ -101,16 +101,6 @@ class CudaDevice(Protocol):
     def telemetry(self) -> dict[str, Any]:
         """Clocks, temperature, power and its limit, ECC and what throttles, as far as the driver tells."""
         ...
-
-
-def c_argument(argument: Any) -> Any:
-    """A kernel argument as ctypes: a struct as it is, a numpy scalar by value, a tensor's address; None is null."""
-    if isinstance(argument, ctypes.Structure):
-        return argument
-    if isinstance(argument, np.generic):
-        kind: Any = np.ctypeslib.as_ctypes_type(argument.dtype)  # type: ignore[arg-type]
-        return kind(argument.item())
-    return ctypes.c_uint64(0 if argument is None else argument.data_ptr())
 
 
 class DeviceClock:

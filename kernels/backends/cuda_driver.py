@@ -8,14 +8,17 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kernels.backends.base import OpFailed
 from kernels.backends.cuda_detect import DriverFacts, check_facts, hash_uuid, identity_of, read_driver
-from kernels.backends.cuda_device import DeviceLost, Geometry, Graph, OutOfDeviceMemory, Work, c_argument
+from kernels.backends.cuda_device import DeviceLost, Geometry, Graph, OutOfDeviceMemory, Work
 from kernels.backends.cuda_telemetry import read_telemetry
+from kernels.cuda.compile import compile_kernel, default_cache_folder, nvrtc_version
+from kernels.cuda.source import Defines, KernelSource
 from kernels.errors import BackendUnavailable, KernelsError
 
 STATIC_SHARED_LIMIT = 48 * 1024
@@ -74,15 +77,17 @@ class TorchGraph:
 
 
 class DriverCudaDevice:
-    """`CudaDevice` for a real card; everything it enqueues goes to one stream of its own.
+    """`CudaDevice` for a real card with one stream of its own. Compiled kernels are kept in the folder `cache`.
 
     Raises `BackendUnavailable` when made: the codes of `kernels.backends.cuda_detect`, and `cuda_torch_missing` where
     torch was built without CUDA.
     """
 
-    def __init__(self, compiler_major: int, index: int = 0) -> None:
+    def __init__(self, index: int = 0, cache: Path | None = None) -> None:
         self.facts: DriverFacts = read_driver(index)
-        self.arch = check_facts(self.facts, compiler_major)
+        self.arch = check_facts(self.facts, nvrtc_version()[0])
+        self._cache = cache or default_cache_folder()
+        self._functions: dict[tuple[Any, ...], Any] = {}
         if not torch.cuda.is_available():
             raise BackendUnavailable(
                 f"torch {torch.__version__} cannot use {self.facts.name}",
@@ -99,23 +104,17 @@ class DriverCudaDevice:
             self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
             torch.cuda.set_stream(self._stream)  # what torch does outside `run_torch` keeps its order, too
 
-    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
-        from cuda.bindings import driver
-
-        with translated(f"load {symbol}"):
-            image = ctypes.create_string_buffer(cubin, len(cubin))
-            module = _checked(driver.cuModuleLoadData(ctypes.addressof(image)))
-            function = _checked(driver.cuModuleGetFunction(module, symbol.encode()))
-            if shared_bytes > STATIC_SHARED_LIMIT:
-                attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-                _checked(driver.cuFuncSetAttribute(function, attribute, shared_bytes))
-            return function
+    def function(self, source: KernelSource, tile: str, more_defines: Defines, shared_bytes: int) -> Any:
+        key = (source.name, tile, tuple(sorted(more_defines.items())), shared_bytes)
+        if key not in self._functions:
+            made = compile_kernel(source, self.arch, tile, self._cache, more_defines)
+            self._functions[key] = self._load(made.code, made.entry, shared_bytes)
+        return self._functions[key]
 
     def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
         from cuda.bindings import driver
 
-        held = [c_argument(each) for each in arguments]
-        addresses = (ctypes.c_void_p * len(held))(*[ctypes.addressof(each) for each in held])
+        addresses = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(each) for each in arguments])
         with translated("launch"):
             _checked(
                 driver.cuLaunchKernel(
@@ -142,6 +141,18 @@ class DriverCudaDevice:
 
     def telemetry(self) -> dict[str, Any]:
         return read_telemetry(self.facts.pci_bus_id)
+
+    def _load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
+        from cuda.bindings import driver
+
+        with translated(f"load {symbol}"):
+            image = ctypes.create_string_buffer(cubin, len(cubin))
+            module = _checked(driver.cuModuleLoadData(ctypes.addressof(image)))
+            function = _checked(driver.cuModuleGetFunction(module, symbol.encode()))
+            if shared_bytes > STATIC_SHARED_LIMIT:
+                attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _checked(driver.cuFuncSetAttribute(function, attribute, shared_bytes))
+            return function
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:

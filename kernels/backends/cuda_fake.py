@@ -14,6 +14,7 @@ import torch
 
 from kernels.backends.base import OpFailed
 from kernels.backends.cuda_device import Geometry, Graph, Work
+from kernels.cuda.source import Defines, KernelSource
 from kernels.device_identity import DeviceIdentity
 
 FAKE_GPU = DeviceIdentity(
@@ -25,21 +26,22 @@ _BIT_PRODUCTS_PER_US = 1.6e10
 _BYTES_PER_US = 2.0e6
 
 KernelModel = Callable[..., None]
-"""Computes what a kernel would, from the same arguments: tensors on the CPU, numpy scalars."""
+"""Computes what a kernel would, from its macros and the same arguments: structs of addresses on the CPU, scalars."""
 
 
 @dataclass(frozen=True)
 class FakeKernel:
-    """What `load` gave: the symbol and whether its code was machine code at all."""
+    """What `function` gave: which kernel, in which configuration."""
 
-    symbol: str
-    cubin_bytes: int
+    source: KernelSource
+    tile: str
+    defines: Mapping[str, int | str]
     shared_bytes: int
 
 
 @dataclass(frozen=True)
 class RecordedLaunch:
-    """One enqueued kernel or torch call."""
+    """One enqueued kernel or torch call; `symbol` is the kernel's name and tile, or what the call is named."""
 
     symbol: str
     geometry: Geometry | None
@@ -79,17 +81,18 @@ class FakeCudaDevice:
         self.launches: list[RecordedLaunch] = []
         self._captured: list[RecordedLaunch] | None = None
 
-    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> FakeKernel:
-        return FakeKernel(symbol, len(cubin), shared_bytes)
+    def function(self, source: KernelSource, tile: str, more_defines: Defines, shared_bytes: int) -> FakeKernel:
+        return FakeKernel(source, tile, {**source.defines(tile), **more_defines}, shared_bytes)
 
     def launch(self, kernel: FakeKernel, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
+        source = kernel.source
         if geometry.shared_bytes > kernel.shared_bytes:
-            raise OpFailed(f"{kernel.symbol} was loaded with {kernel.shared_bytes} bytes of shared memory")
-        if kernel.symbol not in self.models:
-            raise OpFailed(f"the fake device has no model of {kernel.symbol}", hint="add one to its models")
-        model = self.models[kernel.symbol]
-        recorded = RecordedLaunch(kernel.symbol, geometry, tuple(arguments), fake_us(work))
-        self._enqueue(recorded, lambda: model(*arguments))
+            raise OpFailed(f"{source.name} was loaded with {kernel.shared_bytes} bytes of shared memory")
+        if source.entry not in self.models:
+            raise OpFailed(f"the fake device has no model of {source.entry}", hint="add one to its models")
+        model = self.models[source.entry]
+        recorded = RecordedLaunch(f"{source.name} {kernel.tile}", geometry, tuple(arguments), fake_us(work))
+        self._enqueue(recorded, lambda: model(kernel.defines, *arguments))
 
     def run_torch(self, name: str, call: Callable[[], Any], work: Work) -> Any:
         with torch.no_grad():

@@ -1,0 +1,211 @@
+"""Our kernels as a contender: weights packed and uploaded, every tile a variant, launched with the fused epilogue.
+
+A linear op leaves half precision (sums times scale, plus bias); a convolution leaves the codes of its output quantizer,
+by the integer-only requantization that `kernels.reference` defines. The same launches run networks
+(`BoundLaunch.enqueue` on tensors of the network's own).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kernels.backends.cuda_contender import Array, Contender, Prepared, poisoned, upload, work_of
+from kernels.backends.cuda_device import CudaDevice, Geometry, Work
+from kernels.cuda.epilogue import EpilogueArguments, Output, dyadic_pairs
+from kernels.cuda.launch import Launch, Operands, launches
+from kernels.op_shape import Conv2dShape, LinearShape, OpShape
+from kernels.precision import Precision
+from kernels.random_layer import RandomLayer
+
+OUTPUT_TYPES = {
+    Output.S32: torch.int32, Output.F32: torch.float32, Output.F16: torch.float16, Output.BF16: torch.bfloat16,
+    Output.S8: torch.int8, Output.U8: torch.uint8,
+}  # fmt: skip
+FLOAT_TOLERANCE = {Output.S32: 0.0, Output.S8: 0.0, Output.F32: 1e-5, Output.F16: 2e-3, Output.BF16: 1e-2}
+
+
+@dataclass(frozen=True)
+class EpilogueTensors:
+    """What the epilogue reads, on the device. `relu` clamps at zero: codes from 0 on, or a maximum with 0."""
+
+    output: Output
+    bias: torch.Tensor | None = None
+    scale: torch.Tensor | None = None
+    multiplier: torch.Tensor | None = None
+    shift: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+    relu: bool = False
+
+    def arguments(self, out: torch.Tensor, columns: int) -> EpilogueArguments:
+        def address(tensor: torch.Tensor | None) -> int:
+            return 0 if tensor is None else tensor.data_ptr()
+
+        return EpilogueArguments(
+            out=out.data_ptr(),
+            bias=address(self.bias),
+            scale=address(self.scale),
+            multiplier=address(self.multiplier),
+            shift=address(self.shift),
+            offset=address(self.offset),
+            ld_out=columns,
+            clamp_low=0 if self.relu else -128,
+            clamp_high=127,
+            relu=int(self.relu),
+        )
+
+
+def epilogue_of(device: CudaDevice, layer: RandomLayer, output: Output, relu: bool = False) -> EpilogueTensors:
+    """The epilogue that turns a layer's sums into its output: exact int32, float, or codes by dyadic multipliers."""
+    if output is Output.S32:
+        codes = layer.bias_codes
+        return EpilogueTensors(output, bias=None if codes is None else upload(device, codes)[0])
+    assert layer.weight_scale is not None
+    scale = np.float64(np.float32(layer.input_scale)) * layer.weight_scale.astype(np.float64)
+    if output is Output.S8:
+        assert layer.output_scale is not None
+        codes = layer.bias_codes
+        pairs = dyadic_pairs([float(each) for each in scale / np.float64(np.float32(layer.output_scale))])
+        multiplier, shift = (upload(device, np.asarray(each, np.int32))[0] for each in pairs)
+        bias = None if codes is None else upload(device, codes)[0]
+        return EpilogueTensors(output, bias=bias, multiplier=multiplier, shift=shift, relu=relu)
+    offset = None if layer.bias is None else upload(device, layer.bias.astype(np.float32))[0]
+    return EpilogueTensors(output, scale=upload(device, scale.astype(np.float32))[0], offset=offset, relu=relu)
+
+
+class BoundLaunch:
+    """One launch with its weights (in copies), epilogue and scratch on the device."""
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        launch: Launch,
+        weights: torch.Tensor,
+        epilogue: EpilogueTensors,
+        columns: int,
+        work: Work,
+    ) -> None:
+        self.launch = launch
+        self._device = device
+        self._weights = weights
+        self._epilogue = epilogue
+        self._columns = columns
+        self._work = work
+        self._function = device.function(launch.source, launch.tile, launch.defines, launch.shared_bytes)
+        self._geometry = Geometry(launch.grid, (launch.threads, 1, 1), launch.shared_bytes)
+        self._partial = _zeros(device, launch.partial_bytes)
+        self._arrivals = _zeros(device, 4 * launch.arrivals)
+
+    def enqueue(self, x: torch.Tensor, out: torch.Tensor, copy: int = 0) -> None:
+        """Run on packed activations `x` and write all of `out` (rows, columns)."""
+        operands = Operands(
+            x.data_ptr(),
+            self._weights[copy].data_ptr(),
+            0 if self._partial is None else self._partial.data_ptr(),
+            0 if self._arrivals is None else self._arrivals.data_ptr(),
+        )
+        arguments = self.launch.arguments(operands, self._epilogue.arguments(out, self._columns))
+        self._device.launch(self._function, self._geometry, arguments, self._work)
+
+
+def _zeros(device: CudaDevice, size_bytes: int) -> torch.Tensor | None:
+    if not size_bytes:
+        return None
+    made = device.run_torch(
+        "zeros", lambda: torch.zeros(size_bytes, dtype=torch.uint8, device=device.torch_device), Work()
+    )
+    assert isinstance(made, torch.Tensor)
+    return made
+
+
+def weight_codes(layer: RandomLayer) -> Array:
+    """Codes with output channels first: (N, K) or (O, C / groups, R, S)."""
+    return layer.weight.T if isinstance(layer.op, LinearShape) else layer.weight
+
+
+def input_codes(layer: RandomLayer) -> Array:
+    """Activation codes (M, K) or (N, H, W, C)."""
+    return layer.input if isinstance(layer.op, LinearShape) else layer.input.transpose(0, 2, 3, 1)
+
+
+def output_rows(op: OpShape) -> tuple[int, int]:
+    """(rows, columns) of the output: samples, or NHWC pixels, by channels."""
+    if isinstance(op, Conv2dShape):
+        return op.batch * math.prod(op.out_size), op.out_channels
+    assert isinstance(op, LinearShape)
+    return op.m, op.n
+
+
+class KernelPrepared(Prepared):
+    """All launches of an op over shared data; the variants are kernel and tile."""
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        layer: RandomLayer,
+        found: list[Launch],
+        output: Output,
+        weight_copies: int,
+        inputs: int,
+    ) -> None:
+        super().__init__(device, layer, tuple(each.name for each in found))
+        self._output = output
+        self._shape = output_rows(layer.op)
+        self._out = poisoned(device, self._shape, OUTPUT_TYPES[output])
+        epilogue = epilogue_of(device, layer, output)
+        weights: dict[str, torch.Tensor] = {}
+        packed_inputs: dict[Any, torch.Tensor] = {}
+        self._bound: dict[str, tuple[BoundLaunch, torch.Tensor]] = {}
+        for each in found:
+            if each.packing not in weights:
+                weights[each.packing] = upload(device, each.pack_weights(weight_codes(layer)), weight_copies)
+                packed_inputs[each.packing] = upload(device, each.pack_input(self._rows_of_input(each)), inputs)
+            bound = BoundLaunch(device, each, weights[each.packing], epilogue, self._shape[1], work_of(layer))
+            self._bound[each.name] = bound, packed_inputs[each.packing]
+
+    def _rows_of_input(self, launch: Launch) -> Array:
+        codes = input_codes(self.layer)
+        is_conv = launch.source.name.startswith("conv")
+        return codes if is_conv or codes.ndim == 2 else codes.reshape(-1, codes.shape[-1])
+
+    @property
+    def tolerance(self) -> float:
+        return FLOAT_TOLERANCE[self._output]
+
+    def enqueue(self, variant: str, weight_copy: int, input_copy: int) -> torch.Tensor:
+        bound, inputs = self._bound[variant]
+        bound.enqueue(inputs[input_copy], self._out, weight_copy)
+        return self._out
+
+    def rows(self, output: torch.Tensor) -> Array:
+        return output.cpu().numpy()
+
+
+class OurKernels(Contender):
+    """The integer kernels of this package on one device; `output` overrides what a pair leaves (tests, raw sums)."""
+
+    name = ""
+
+    def __init__(self, device: CudaDevice, output: Output | None = None) -> None:
+        super().__init__(device)
+        self._output = output
+
+    def why_not(self, op: OpShape, precision: Precision) -> str | None:
+        found = self._launches(op, precision)
+        return None if found else f"our kernels have nothing for {op.kind} in {precision} on {self.device.arch}"
+
+    def prepare(self, layer: RandomLayer, weight_copies: int, input_copies: int) -> Prepared:
+        found = self._launches(layer.op, layer.precision)
+        return KernelPrepared(self.device, layer, found, self._output_of(layer.op), weight_copies, input_copies)
+
+    def _output_of(self, op: OpShape) -> Output:
+        if self._output is not None:
+            return self._output
+        return Output.S8 if isinstance(op, Conv2dShape) else Output.F16
+
+    def _launches(self, op: OpShape, precision: Precision) -> list[Launch]:
+        return launches(op, precision, self.device.arch, self.device.identity.cores, self._output_of(op))

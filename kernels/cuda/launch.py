@@ -1,0 +1,227 @@
+"""Launches: every kernel and tile that can run an op, with blocks, threads, scratch, packing and arguments.
+
+A launch knows one kernel in one tile on one shape, and nothing of devices: `arguments` turns addresses into what the
+kernel takes, by the names its source declares (`kernels.cuda.signature`). Which tile is fastest is not guessed here but
+measured by whoever launches. Planning itself belongs to the kernels' own modules (`int8`, `int4`, `conv`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from kernels.cuda import conv, int4, int8
+from kernels.cuda.capability import Via, capability
+from kernels.cuda.epilogue import EpilogueArguments, Output
+from kernels.cuda.packing import pack_int4, padded_k
+from kernels.cuda.signature import signature_of
+from kernels.cuda.source import Defines, KernelSource
+from kernels.op_shape import Conv2dShape, LinearShape, OpShape
+from kernels.precision import Precision
+
+Array = np.ndarray[Any, Any]
+VECTOR_BYTES, WORD_BYTES = 16, 4
+LEAST_K_STEPS = 4
+"""Steps of 64 along K that a slice should have: fewer do not pay for gathering the sums."""
+MOST_SLICES = 16
+_STEP_K = 64
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Device addresses of an op's inputs and scratch."""
+
+    x: int
+    w: int
+    partial: int = 0
+    arrivals: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way to run an op. `defines` are macros beside the tile's.
+
+    `pack_weights` takes codes (N, K) or (O, C / groups, R, S); `pack_input` codes (M, K) or NHWC as one row per pixel.
+    `partial_bytes` of scratch and `arrivals` words must be zero before the first launch and are left zero by every one.
+    Launches of equal `packing` share packed weights and inputs.
+    """
+
+    source: KernelSource
+    tile: str
+    defines: Defines
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    pack_weights: Callable[[Array], Array]
+    pack_input: Callable[[Array], Array]
+    arguments: Callable[[Operands, EpilogueArguments], list[Any]]
+    packing: str
+    partial_bytes: int = 0
+    arrivals: int = 0
+
+    @property
+    def name(self) -> str:
+        split = f" /{self.grid[2]}" if self.grid[2] > 1 else ""
+        return f"{self.source.name} {self.tile}{split}"
+
+
+def launches(op: OpShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
+    """Every launch of an integer kernel for a pair, best guess first; empty where there is no kernel."""
+    if capability(arch, precision.name) in (Via.UNSUPPORTED, Via.EMULATED):
+        return []
+    if isinstance(op, LinearShape):
+        return product_launches(op, precision, arch, cores, output)
+    if isinstance(op, Conv2dShape):
+        return conv_launches(op, precision, arch, cores, output)
+    return []
+
+
+def product_launches(op: LinearShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
+    """Launches of a matrix product in all tiles that are not far too large for it."""
+    if precision.name == "w8a8":
+        return [_int8(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8, op.m, op.n)]
+    if precision.name in ("w4a8", "w4a4"):
+        native = precision.name == "w4a4" and capability(arch, "w4a4") is Via.NATIVE
+        source = int4.GEMM_W4A8 if precision.name == "w4a8" else int4.GEMM_S4_NATIVE if native else int4.GEMM_W4A4
+        return [_int4(source, tile, op, output, cores) for tile in _fitting(source, op.m, op.n)]
+    return []
+
+
+def conv_launches(op: Conv2dShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
+    """Launches of a convolution: as itself, and as the matrix product it may be."""
+    found = [_conv(conv.plan_convolution(op, precision, arch, cores), output)]
+    product = conv.as_product(op)
+    if product is not None:
+        flat = product_launches(product, precision, arch, cores, output)
+        found += [replace(each, pack_weights=_flattened(each.pack_weights)) for each in flat]
+    return found
+
+
+def _flattened(pack: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    return lambda codes: pack(codes.reshape(codes.shape[0], -1))
+
+
+def _conv(plan: conv.ConvPlan, output: Output) -> Launch:
+    def arguments(at: Operands, epilogue: EpilogueArguments) -> list[Any]:
+        return [plan.arguments(at.x, at.w, at.partial, at.arrivals), epilogue]
+
+    return Launch(
+        source=plan.source,
+        tile=plan.tile,
+        defines={"OUTPUT": int(output)},
+        grid=plan.grid,
+        threads=plan.threads,
+        shared_bytes=plan.shared_bytes,
+        pack_weights=plan.pack_weights,
+        pack_input=plan.pack_input,
+        arguments=arguments,
+        packing=f"{plan.source.name} {plan.tap_bytes}",
+        partial_bytes=plan.partial_bytes,
+        arrivals=plan.arrivals,
+    )
+
+
+def _int8(tile: str, op: LinearShape, output: Output, cores: int) -> Launch:
+    """`gemm_s8` on rows of K bytes; weights lie in rows of whole vectors."""
+    macros = int8.GEMM_S8.defines(tile)
+    block_m, block_n, block_k = (int(macros[name]) for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K"))
+    blocks = math.ceil(op.m / block_m) * math.ceil(op.n / block_n)
+    slices = slices_for(blocks, op.k, cores)
+    wanted = {"OUTPUT": int(output), "ALIGN_A": alignment(op.k), "SPLIT_K": int(slices > 1)}
+    sizes = {"m": op.m, "n": op.n, "k": op.k, "lda": op.k, "ldb": row_pitch(op.k)}
+
+    def arguments(at: Operands, epilogue: EpilogueArguments) -> list[Any]:
+        addresses = {"a": at.x, "b": at.w, "partial": at.partial, "arrivals": at.arrivals}
+        return signature_of(int8.GEMM_S8).arguments({**addresses, **sizes, "e": epilogue})
+
+    return Launch(
+        source=int8.GEMM_S8,
+        tile=tile,
+        defines=_beside(macros, wanted),
+        grid=(blocks, 1, slices),
+        threads=32 * int(macros["WARPS_M"]) * int(macros["WARPS_N"]),
+        shared_bytes=int(macros["STAGES"]) * (block_m + block_n) * block_k,
+        pack_weights=pack_rows,
+        pack_input=_as_int8,
+        arguments=arguments,
+        packing="rows",
+        partial_bytes=WORD_BYTES * blocks * slices * block_m * block_n if slices > 1 else 0,
+        arrivals=blocks if slices > 1 else 0,
+    )
+
+
+def row_pitch(k: int) -> int:
+    """Bytes from row to row of 8-bit weights: K rounded up to whole vectors."""
+    return math.ceil(k / VECTOR_BYTES) * VECTOR_BYTES
+
+
+def pack_rows(codes: Array) -> Array:
+    """int8 rows (N, pitch) of codes (N, K), zero behind the last."""
+    return np.pad(_as_int8(codes), ((0, 0), (0, row_pitch(codes.shape[1]) - codes.shape[1])))
+
+
+def _int4(source: KernelSource, tile: str, op: LinearShape, output: Output, cores: int) -> Launch:
+    macros = source.defines(tile)
+    blocks = math.ceil(op.m / int(macros["BLOCK_M"])) * math.ceil(op.n / int(macros["BLOCK_N"]))
+    packed = source is not int4.GEMM_W4A8
+    pitch = padded_k(op.k) // 2 if packed else op.k
+    least = math.ceil(op.k / int4.MAX_K_OF_A_SLICE) if source is not int4.GEMM_S4_NATIVE else 1
+    plan = int4.plan_gemm(
+        source,
+        op.m,
+        op.n,
+        op.k,
+        tile=tile,
+        slices=max(least, slices_for(blocks, op.k, cores)),
+        output=output,
+        align_a=VECTOR_BYTES if packed else alignment(pitch),
+    )
+    sizes = {"m": op.m, "n": op.n, "k": op.k, "lda": pitch}
+
+    def arguments(at: Operands, epilogue: EpilogueArguments) -> list[Any]:
+        addresses = {"a": at.x, "partial": at.partial, "arrivals": at.arrivals}
+        return signature_of(source).arguments({**addresses, **sizes, "weights": {"words": at.w}, "e": epilogue})
+
+    return Launch(
+        source=source,
+        tile=tile,
+        defines=_beside(macros, plan.defines),
+        grid=plan.grid,
+        threads=plan.threads,
+        shared_bytes=plan.shared_bytes,
+        pack_weights=pack_int4,
+        pack_input=pack_int4 if packed else _as_int8,
+        arguments=arguments,
+        packing="pack_int4",
+        partial_bytes=plan.partial_bytes,
+        arrivals=plan.arrivals,
+    )
+
+
+def alignment(*numbers: int) -> int:
+    """The largest of 16, 4 and 1 that divides all pitches and addresses."""
+    return next(unit for unit in (VECTOR_BYTES, WORD_BYTES, 1) if all(number % unit == 0 for number in numbers))
+
+
+def slices_for(blocks: int, k: int, cores: int) -> int:
+    """Blocks that share an output tile along K, so that every multiprocessor has one and each has work to do."""
+    return max(1, min(cores // max(blocks, 1), math.ceil(k / _STEP_K) // LEAST_K_STEPS, MOST_SLICES))
+
+
+def _fitting(source: KernelSource, m: int, n: int) -> list[str]:
+    """Tiles whose block is at most twice the output in each direction; the smallest one always."""
+    sizes = {tile: (int(macros["BLOCK_M"]), int(macros["BLOCK_N"])) for tile, macros in source.tiles.items()}
+    fitting = [tile for tile, (rows, columns) in sizes.items() if rows < 2 * max(m, 16) and columns < 2 * max(n, 64)]
+    return fitting or [min(sizes, key=lambda tile: sizes[tile][0] * sizes[tile][1])]
+
+
+def _beside(macros: Defines, wanted: Mapping[str, int | str]) -> Defines:
+    return {name: value for name, value in wanted.items() if macros.get(name) != value}
+
+
+def _as_int8(codes: Array) -> Array:
+    return np.ascontiguousarray(codes, np.int8)
