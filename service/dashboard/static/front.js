@@ -1,59 +1,78 @@
-import { number } from "./poll.js";
+// Loss against cost of one target: the predicted front, every assembly that was built, budgets, and what is explored.
+import { bytes, number } from "./live.js";
+import { draw, extent, inert, power, whiskers } from "./charts.js";
 
-const COST_NAMES = { latency_us: "latency, ms", size_bytes: "size, bytes" };
-const SOURCES = [
-  ["metric", "solved from a metric", "#2563a8", "circle"],
-  ["front", "front point, built", "#6aa5de", "circle"],
-  ["uniform", "uniform", "#c2571a", "rect"],
-];
+export const isTimed = (target) => target.front_resource !== "size_bytes";
+export const costWords = (target, value) => (isTimed(target) ? `${number(value)} ms` : bytes(value));
+export const lossOf = (one) => (one.report ?? one.select)?.loss;
+export const costOf = (target, one) => (isTimed(target) ? one.measured?.median_ms ?? one.predicted.latency_ms : one.size_bytes);
+export const chosenOf = (target) => target.assemblies.find((one) => [one.name, ...(one.also ?? [])].includes(target.verdict.chosen));
 
-// Loss on a log axis; full precision loses nothing and is drawn as a line at its cost.
-export function drawFront(place, target, unit) {
-  const isLatency = target.front_resource !== "size_bytes";
-  const cost = (one) => (isLatency ? one.measured?.median_ms ?? one.predicted.latency_ms : one.size_bytes);
-  const loss = (one) => (one.report ?? one.select)?.loss;
-  const ink = getComputedStyle(document.body).color;
-  const built = target.assemblies.filter((one) => !one.discarded && loss(one)?.value > 0 && cost(one) !== undefined);
-  const lines = target.budgets
-    .filter((budget) => budget.resource === (isLatency ? "latency_ms" : "size_bytes"))
-    .map((budget) => ({ xAxis: budget.limit, name: `budget ${number(budget.limit)}`, lineStyle: { color: "#b3261e" } }));
-  const full = target.assemblies.find((one) => one.source === "full_precision" || one.name === "fp32");
-  if (full && cost(full) !== undefined) lines.push({ xAxis: cost(full), name: "full precision", lineStyle: { color: "#7a8794" } });
-  const series = SOURCES.map(([source, name, colour, symbol]) => ({
-    name, type: "scatter", symbol, symbolSize: 11, itemStyle: { color: colour },
-    data: built.filter((one) => one.source === source).map((one) => point(one, cost(one), loss(one), one.name === target.verdict.chosen)),
-  }));
-  series.unshift({
-    name: "front, predicted", type: "line", step: "end", symbolSize: 5, showSymbol: true,
-    lineStyle: { color: "#7a8794", width: 1.5 }, itemStyle: { color: "#7a8794" },
-    data: target.front.filter((one) => one.loss > 0).map((one) => ({ value: [one.cost, one.loss], name: "front, predicted" })),
-    markLine: { symbol: "none", data: lines, label: { formatter: "{b}", color: ink }, lineStyle: { type: "dashed" }, silent: true },
+export function builtPoints(target) {
+  return target.assemblies.filter((one) => !one.discarded && lossOf(one)?.value > 0 && costOf(target, one) !== undefined);
+}
+
+function mark(target, one, isChosen) {
+  const loss = lossOf(one);
+  return {
+    value: [costOf(target, one), loss.value], name: one.name, assembly: one,
+    itemStyle: one.meets_budgets ? {} : { opacity: 0.45 },
+    ...(isChosen ? { symbol: "diamond", symbolSize: 19 } : {}),
+  };
+}
+
+export function whiskerRow(target, one) {
+  const [loss, timed] = [lossOf(one), isTimed(target) ? one.measured : null];
+  return [costOf(target, one), loss.value, timed?.ci_low_ms, timed?.ci_high_ms, Math.max(loss.ci_low, loss.value / 1e3), loss.ci_high];
+}
+
+export function drawFront(place, target, explored) {
+  const chosen = chosenOf(target);
+  const built = builtPoints(target);
+  const budgets = target.budgets.filter((one) => one.resource === (isTimed(target) ? "latency_ms" : "size_bytes"));
+  const full = target.assemblies.find((one) => one.source === "full_precision");
+  const fullCost = full && costOf(target, full);
+  const points = target.front.filter((one) => one.loss > 0);
+  const losses = [...points.map((one) => one.loss), ...built.map((one) => lossOf(one).value)];
+  const costs = [...points.map((one) => one.cost), ...built.map((one) => costOf(target, one)), ...budgets.map((one) => one.limit), fullCost];
+  const [least, most] = extent(costs);
+  const [lowest, highest] = extent(losses, { log: true });
+  return draw(place, (colours) => {
+    const group = (name, source, colour, symbol) => ({
+      name, type: "scatter", symbol, symbolSize: 11, itemStyle: { color: colour, borderColor: colours.paper, borderWidth: 1 }, z: 4,
+      data: built.filter((one) => one.source === source && one !== chosen).map((one) => mark(target, one, false)),
+    });
+    const line = (value, name, colour, position) => ({ xAxis: value, name, lineStyle: { color: colour, type: "dashed", width: 1.3 }, label: { formatter: name, color: colour, position, distance: 6, fontSize: 11 } });
+    const lines = budgets.map((one) => line(one.limit, `budget ${costWords(target, one.limit)}`, colours.bad, "insideEndTop"));
+    if (Number.isFinite(fullCost)) lines.push(line(fullCost, "full precision", colours.soft, "insideEndTop"));
+    const series = [
+      { name: "front, predicted", type: "line", step: "end", data: points.map((one) => ({ value: [one.cost, one.loss], name: "front, predicted" })), symbol: "circle", symbolSize: 4, lineStyle: { color: colours.faint, width: 1.5 }, itemStyle: { color: colours.faint }, z: 2, markLine: { symbol: "none", silent: true, data: lines } },
+      group("solved from a metric", "metric", colours.blue, "circle"),
+      group("front point, built", "front", colours.dark ? "#4f7fb5" : "#86b3e3", "circle"),
+      group("uniform", "uniform", colours.warm, "rect"),
+      whiskers("95 % interval", built.map((one) => whiskerRow(target, one)), colours.soft),
+    ];
+    if (chosen && lossOf(chosen)?.value > 0) series.push({ name: "chosen", type: "scatter", itemStyle: { color: colours.good, borderColor: colours.paper, borderWidth: 1.5 }, symbol: "diamond", symbolSize: 19, z: 6, data: [mark(target, chosen, true)] });
+    if (explored) series.push({ name: "explored", type: "scatter", symbol: "circle", symbolSize: 20, itemStyle: { color: "transparent", borderColor: colours.ink, borderWidth: 2 }, z: 7, silent: true, data: [[explored.cost, Math.max(explored.loss, lowest)]] });
+    return {
+      legend: { data: series.filter((one) => one.type !== "custom" && one.name !== "explored" && one.data.length).map((one) => one.name) },
+      grid: { left: 74, right: 18, top: 48, bottom: 52, containLabel: false },
+      tooltip: { trigger: "item", formatter: (hover) => tip(target, hover) },
+      xAxis: { type: "value", min: least, max: most, name: isTimed(target) ? "latency, ms (line predicted, marks measured)" : "bytes on disk", nameLocation: "middle", nameGap: 30, axisLabel: { showMinLabel: false, showMaxLabel: false, formatter: (value) => (isTimed(target) ? number(value) : bytes(value)) } },
+      yAxis: { type: "log", min: lowest, max: highest, name: `loss, ${target.unit}`, nameLocation: "middle", nameGap: 58, axisLabel: { formatter: power } },
+      series,
+    };
   });
-  const costs = [...lines.map((line) => line.xAxis), ...built.map(cost), ...target.front.map((one) => one.cost)];
-  const [least, most] = [Math.min(...costs), Math.max(...costs)];
-  const margin = 0.05 * (most - least || most);
-  const chart = echarts.getInstanceByDom(place) ?? echarts.init(place, null, { renderer: "svg" });
-  chart.setOption({
-    animation: false, textStyle: { color: ink },
-    legend: { textStyle: { color: ink }, top: 0 },
-    grid: { left: 70, right: 30, top: 50, bottom: 50 },
-    tooltip: { renderMode: "richText", formatter: (hover) => tip(hover, unit) },
-    xAxis: { type: "value", min: Math.max(0, least - margin), max: most + margin, name: COST_NAMES[target.front_resource] ?? (isLatency ? "latency, ms" : "size, bytes"), nameLocation: "middle", nameGap: 30, axisLabel: { color: ink, formatter: (value) => number(value, 3) } },
-    yAxis: { type: "log", name: unit, axisLabel: { color: ink, formatter: (value) => number(value, 2) } },
-    series,
-  }, { notMerge: true });
-  window.addEventListener("resize", () => chart.resize());
 }
 
-function point(one, x, loss, isChosen) {
-  const mark = isChosen ? { symbol: "diamond", symbolSize: 20, itemStyle: { borderColor: "#1d7f4e", borderWidth: 3 } } : {};
-  return { value: [x, loss.value], name: one.name, interval: [loss.ci_low, loss.ci_high], ...mark };
-}
-
-// `{` and `|` steer rich text: a name may not carry them into the tooltip.
-function tip(hover, unit) {
-  const name = String(hover.data.name).replace(/[{}|]/g, "_");
+function tip(target, hover) {
   const [x, y] = hover.data.value;
-  const interval = hover.data.interval ? ` [${number(hover.data.interval[0], 3)}, ${number(hover.data.interval[1], 3)}]` : "";
-  return `${name}\ncost ${number(x)}\n${unit} ${number(y, 3)}${interval}`;
+  const lines = [inert(hover.data.name), costWords(target, x), `loss ${number(y)} ${target.unit}`];
+  const one = hover.data.assembly;
+  if (one) {
+    const loss = lossOf(one);
+    lines[2] += ` [${number(loss.ci_low)}, ${number(loss.ci_high)}]`;
+    lines.push(bytes(one.size_bytes), one.meets_budgets ? "" : "exceeds a budget");
+  }
+  return lines.filter(Boolean).join("\n");
 }

@@ -1,12 +1,13 @@
-import { element, poll } from "./poll.js";
+// The list: marks studies and opens their comparison.
+const link = document.getElementById("compare");
 
-for (const row of document.querySelectorAll("#studies tr[data-terminal='false']")) {
-  poll(`/v1/studies/${encodeURIComponent(row.dataset.study)}`, (study) => {
-    const state = row.querySelector("[data-part=state]");
-    state.textContent = study.state;
-    state.className = `state ${study.state}`;
-    const verdicts = (study.verdicts ?? []).map((one) => element("span", { class: "verdict", text: one.verdict ?? "" }));
-    row.querySelector("[data-part=verdict]").replaceChildren(...verdicts, study.error ? study.error.code : "");
-    return !study.is_terminal;
-  });
+function count() {
+  const marked = [...document.querySelectorAll("input[name=compared]:checked")].map((one) => one.value);
+  link.hidden = marked.length < 2;
+  link.textContent = `Compare ${marked.length}`;
+  link.href = `/compare?studies=${marked.slice(0, 6).map(encodeURIComponent).join(",")}`;
 }
+
+document.addEventListener("change", count);
+document.addEventListener("live", count);
+count();

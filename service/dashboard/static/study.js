@@ -1,128 +1,141 @@
-import { element, number, poll } from "./poll.js";
-import { drawFront } from "./front.js";
+// The study page: draws what the study found once it is there, and lets the reader slide along the stored front.
+import { bytes, element, number } from "./live.js";
+import { bitColour, draw, extent, inert, whiskers } from "./charts.js";
+import { chosenOf, costWords, drawFront, isTimed, lossOf } from "./front.js";
+import { drawBits, layerTable, mixOf, sizeOf } from "./layers.js";
 
-const page = document.getElementById("study");
-const id = page.dataset.study;
+const main = document.querySelector("main");
 const at = (name) => document.getElementById(name);
-const BIT_COLOURS = { 2: "#f4a582", 3: "#f7c59f", 4: "#f9dc8f", 8: "#a6dba0", 16: "#9ecae1", 32: "#c7d0da" };
+let shownTarget = null;
 
-function seconds(from, to) {
-  const s = (Date.parse(to) - Date.parse(from)) / 1000;
-  return s < 60 ? `${s.toFixed(1)} s` : `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
+function showAssemblies(target) {
+  const chosen = chosenOf(target);
+  const interval = (low, high, words = number) => element("small", { text: `${words(low)} – ${words(high)}` });
+  const rows = target.assemblies.map((one) => {
+    const [loss, accuracy] = [lossOf(one), (one.report ?? one.select)?.accuracy];
+    const cell = (text, low, high, words) => element("td", { class: "number" }, [text, ...(Number.isFinite(low) ? [interval(low, high, words)] : [])]);
+    const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)} %` : "–");
+    const note = one.discarded ?? (one === chosen ? "chosen" : one.meets_budgets ? "" : "over a budget");
+    return element("tr", { class: one === chosen ? "chosen" : one.discarded ? "discarded" : one.meets_budgets ? "" : "over" }, [
+      element("td", {}, [one.name, ...(note ? [element("small", { text: note })] : [])]),
+      cell(number(one.predicted.latency_ms)), cell(number(one.measured?.median_ms), one.measured?.ci_low_ms, one.measured?.ci_high_ms),
+      cell(bytes(one.size_bytes)), cell(number(loss?.value), loss?.ci_low, loss?.ci_high), cell(percent(accuracy?.value), accuracy?.ci_low, accuracy?.ci_high, percent),
+    ]);
+  });
+  const heads = ["Assembly", "Predicted, ms", "Measured, ms", "Size", `Loss, ${target.unit}`, "Accuracy"];
+  const head = element("thead", {}, [element("tr", {}, heads.map((text, index) => element("th", { text, class: index ? "number" : "" })))]);
+  at("assemblies").replaceChildren(head, element("tbody", {}, rows));
 }
 
-function showStages(study) {
-  const several = study.hardware.length > 1;
-  at("stages").replaceChildren(...study.stages.map((stage) => {
-    const title = stage.kind + (several && stage.target !== null ? ` · ${study.hardware[stage.target]}` : "");
-    const parts = [element("b", { text: title }), element("span", { class: `state ${stage.state}`, text: stage.state })];
-    if (stage.reused) parts.push(element("small", { text: "reused: same input as before" }));
-    else if (stage.started_at && stage.finished_at) parts.push(element("small", { text: seconds(stage.started_at, stage.finished_at) }));
-    if (stage.attempt > 1) parts.push(element("small", { text: `attempt ${stage.attempt}` }));
-    const progress = stage.progress;
-    if (progress && stage.state === "running") {
-      parts.push(element("progress", { max: Math.max(progress.total, 1), value: progress.done, "aria-label": title }));
-      const eta = progress.eta_s === null ? "" : `, about ${Math.ceil(progress.eta_s)} s left`;
-      parts.push(element("small", { text: `${progress.done}/${progress.total} ${progress.unit}${eta}` }), element("small", { text: progress.message }));
-    }
-    return element("li", {}, parts);
+function drawPredicted(target) {
+  const pairs = target.assemblies.filter((one) => one.measured && Number.isFinite(one.predicted.latency_ms));
+  at("predicted").hidden = !pairs.length;
+  if (!pairs.length) return;
+  const chosen = chosenOf(target);
+  const [least, most] = extent(pairs.flatMap((one) => [one.predicted.latency_ms, one.measured.ci_low_ms, one.measured.ci_high_ms]), { room: 0.12 });
+  draw(at("predicted"), (colours) => ({
+    grid: { left: 64, right: 18, top: 14, bottom: 52, containLabel: false },
+    tooltip: { trigger: "item", formatter: ({ data }) => `${inert(data.name)}\npredicted ${number(data.value[0])} ms\nmeasured ${number(data.value[1])} ms\n${number(100 * (data.value[0] / data.value[1] - 1), 2)} %` },
+    xAxis: { type: "value", min: least, max: most, name: "predicted, ms", nameLocation: "middle", nameGap: 30, axisLabel: { showMinLabel: false, showMaxLabel: false, formatter: (value) => number(value) } },
+    yAxis: { type: "value", min: least, max: most, name: "measured, ms", nameLocation: "middle", nameGap: 46, axisLabel: { showMinLabel: false, showMaxLabel: false, formatter: (value) => number(value) } },
+    series: [
+      { type: "line", silent: true, symbol: "none", data: [[least, least], [most, most]], lineStyle: { color: colours.faint, width: 1.2 }, z: 1 },
+      whiskers("95 % interval", pairs.map((one) => [one.predicted.latency_ms, one.measured.median_ms, NaN, NaN, one.measured.ci_low_ms, one.measured.ci_high_ms]), colours.soft),
+      { type: "scatter", symbolSize: 11, z: 3, data: pairs.map((one) => ({ value: [one.predicted.latency_ms, one.measured.median_ms], name: one.name, symbol: one === chosen ? "diamond" : one.source === "uniform" ? "rect" : "circle", symbolSize: one === chosen ? 17 : 11, itemStyle: { color: one === chosen ? colours.good : { uniform: colours.warm, full_precision: colours.soft }[one.source] ?? colours.blue } })) },
+    ],
   }));
 }
 
-function showStudy(study) {
-  at("state").textContent = study.state;
-  at("state").className = `state ${study.state}`;
-  at("now").textContent = study.waiting_for ? `Waiting: ${study.waiting_for.reason}` : study.is_terminal ? "" : `Now: ${study.stage ?? "starting"}`;
-  at("verdicts").replaceChildren(...(study.verdicts ?? []).map((one) =>
-    element("div", { class: `answer ${one.verdict}` }, [
-      element("span", { class: "verdict", text: one.verdict ?? "" }),
-      ` ${one.hardware ?? ""} `,
-      element("p", { text: one.sentence ?? "" }),
-    ])));
-  at("error").hidden = !study.error;
-  if (study.error) at("error").textContent = `${study.error.code}: ${study.error.message} ${study.error.hint}`;
-  showStages(study);
+function showMix(target, codes) {
+  const mix = mixOf(target, codes);
+  at("mix").replaceChildren(...mix.map(([precision, { weights }]) => element("span", { style: { flexGrow: String(weights), background: bitColour(precision) } })));
+  at("mix-words").textContent = mix.map(([precision, { layers }]) => `${layers} × ${precision}`).join(", ");
 }
 
-function showAssemblies(target) {
-  const heads = ["Assembly", "Predicted ms", "Measured ms", "95 % interval", "Bytes", "Loss (report)", "Accuracy", ""];
-  const rows = target.assemblies.map((one) => {
-    const quality = one.report ?? one.select;
-    const isChosen = one.name === target.verdict.chosen;
-    const cells = [
-      number(one.predicted.latency_ms), number(one.measured?.median_ms),
-      one.measured ? `${number(one.measured.ci_low_ms)} – ${number(one.measured.ci_high_ms)}` : "–",
-      one.size_bytes.toLocaleString("en"), number(quality?.loss?.value, 3), number(quality?.accuracy?.value),
-    ];
-    return element("tr", { class: isChosen ? "chosen" : one.discarded ? "discarded" : "" }, [
-      element("td", { text: one.name }),
-      ...cells.map((text) => element("td", { class: "number", text })),
-      element("td", { text: one.discarded ?? (isChosen ? "chosen" : one.report ? "" : "on select") }),
-    ]);
-  });
-  at("assemblies").replaceChildren(tableHead(heads, 1, 6), element("tbody", {}, rows));
+// The slider walks the stored front; every step is an allocation that was solved already.
+function explore(target, showLayers) {
+  const slider = at("budget");
+  const chosen = chosenOf(target);
+  const sizeBudget = target.budgets.find((one) => one.resource === "size_bytes")?.limit;
+  const chosenCodes = target.layers.codes;
+  const start = chosen ? (isTimed(target) ? chosen.predicted.latency_ms : chosen.size_bytes) : target.front[0]?.cost;
+  let frame = 0;
+
+  function figures(rows) {
+    at("explored").replaceChildren(...rows.flatMap(([name, text]) => [element("dt", { text: name }), element("dd", { text })]));
+  }
+
+  function showPoint(point) {
+    const size = sizeOf(target, point.codes);
+    const changed = [...point.codes].filter((code, index) => code !== chosenCodes[index]).length;
+    at("budget-value").textContent = `≤ ${costWords(target, point.cost)}`;
+    figures([["predicted loss", `${number(point.loss)} ${target.unit}`], [isTimed(target) ? "predicted latency" : "size", costWords(target, point.cost)], ...(isTimed(target) && size !== undefined ? [["size", bytes(size)]] : []), ["layers changed", chosen ? `${changed} of ${chosenCodes.length}` : "–"]]);
+    at("explored-note").textContent = size !== undefined && sizeBudget !== undefined && size > sizeBudget ? `Exceeds the size budget of ${bytes(sizeBudget)}.` : "";
+    showMix(target, point.codes);
+    showLayers(point.codes);
+    drawFront(at("front"), target, point);
+    drawBits(at("bits"), target, point.codes);
+    at("bits-of").textContent = `explored: ≤ ${costWords(target, point.cost)}`;
+    at("back").hidden = false;
+  }
+
+  function showChosen() {
+    slider.value = String(nearest(target, start));
+    at("budget-value").textContent = chosen ? "as chosen" : "";
+    at("explored-note").textContent = "";
+    figures(chosen ? [["predicted loss", number(chosen.predicted.loss ?? lossOf(chosen)?.value)], ["predicted latency", `${number(chosen.predicted.latency_ms)} ms`], ["size", bytes(chosen.size_bytes)]].filter(([name]) => name !== "predicted loss") : []);
+    showMix(target, chosenCodes);
+    showLayers(chosenCodes);
+    drawFront(at("front"), target, null);
+    drawBits(at("bits"), target, chosenCodes);
+    at("bits-of").textContent = chosen ? `chosen: ${chosen.name}` : "full precision: no allocation was chosen";
+    at("back").hidden = true;
+  }
+
+  slider.max = String(Math.max(0, target.front.length - 1));
+  slider.disabled = target.front.length < 2;
+  at("budget-name").textContent = isTimed(target) ? "Latency budget" : "Size budget";
+  slider.oninput = () => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(() => showPoint(target.front[Number(slider.value)]));
+  };
+  at("back").onclick = showChosen;
+  showChosen();
 }
 
-function tableHead(names, firstNumber, lastNumber) {
-  const cells = names.map((text, i) => element("th", { text, class: i >= firstNumber && i <= lastNumber ? "number" : "" }));
-  return element("thead", {}, [element("tr", {}, cells)]);
+function nearest(target, cost) {
+  const far = target.front.map((one) => Math.abs(one.cost - cost));
+  return Math.max(0, far.indexOf(Math.min(...far)));
 }
 
-function weightBits(precision) {
-  const quantized = /^w(\d+)a/.exec(precision);
-  if (quantized) return Number(quantized[1]);
-  return { fp16: 16, bf16: 16, fp8: 8 }[precision] ?? 32;
-}
-
-function showLayers(target) {
-  const lossOf = (layer) => layer.choices.find((choice) => choice.precision === layer.precision)?.loss ?? null;
-  const largest = Math.max(1e-300, ...target.layers.map((layer) => lossOf(layer) ?? 0));
-  const rows = target.layers.map((layer) => {
-    const bits = weightBits(layer.precision);
-    const loss = lossOf(layer);
-    const colour = BIT_COLOURS[bits] ?? "#e0c3fc";
-    const width = loss === null ? 0 : Math.max(1, 60 * Math.max(loss, 0) / largest);
-    return element("tr", {}, [
-      element("td", { class: "layer-name", text: layer.name }),
-      element("td", { text: layer.kind }),
-      element("td", {}, [element("span", { class: "chip", text: layer.precision, style: { background: colour } })]),
-      element("td", {}, [element("span", { class: "bar-cell", style: { width: `${width}px` } }), number(loss, 3)]),
-      element("td", { class: "number", text: layer.weights.toLocaleString("en") }),
-      element("td", { text: layer.reason }),
-    ]);
-  });
-  at("layers").replaceChildren(tableHead(["Layer", "Kind", "Precision", "Loss added", "Weights", "Why"], 4, 4), element("tbody", {}, rows));
+function showUnquantized(target) {
+  const found = target.unquantized;
+  at("unquantized").hidden = !found.length;
+  at("unquantized").querySelector("summary").textContent = `${found.length} node${found.length === 1 ? "" : "s"} that stay in float`;
+  at("unquantized").querySelector("tbody").replaceChildren(...found.map((one) => element("tr", {}, [one.node, one.op_type, one.reason].map((text) => element("td", { text: text ?? "" })))));
 }
 
 async function showTarget(index) {
-  const answer = await fetch(`/v1/studies/${encodeURIComponent(id)}/report?target=${index}`);
+  const answer = await fetch(`/studies/${encodeURIComponent(main.dataset.study)}/data/${index}`);
   if (!answer.ok) return;
-  const report = await answer.json();
-  const target = report.targets[0];
+  const target = await answer.json();
+  target.front.sort((one, other) => one.cost - other.cost);
   at("results").hidden = false;
-  at("fit").textContent = target.latency_fit?.sentence ?? "";
-  drawFront(at("front"), target, report.loss?.unit ?? "loss");
+  at("fit").textContent = target.fit.sentence ?? "";
+  explore(target, layerTable(target));
   showAssemblies(target);
-  showLayers(target);
-  for (const tab of at("tabs").children) tab.setAttribute("aria-selected", String(Number(tab.dataset.target) === index));
+  drawPredicted(target);
+  showUnquantized(target);
+  for (const tab of document.querySelectorAll("#tabs [role=tab]")) tab.setAttribute("aria-selected", String(Number(tab.dataset.target) === index));
+  main.setAttribute("data-drawn", "true");
 }
 
-async function showResults(study) {
-  if (study.hardware.length > 1) {
-    at("tabs").replaceChildren(...study.hardware.map((hardware, index) => {
-      const tab = element("button", { text: hardware, role: "tab", "data-target": index });
-      tab.addEventListener("click", () => showTarget(index));
-      return tab;
-    }));
-  }
-  const files = (await (await fetch(`/v1/studies/${encodeURIComponent(id)}/artifacts`)).json()).items;
-  at("downloads").replaceChildren(...files.map((file) =>
-    element("li", {}, [element("a", { href: file.href, text: file.name }), ` ${file.size_bytes.toLocaleString("en")} bytes`])));
+async function showResults() {
+  if (shownTarget !== null || at("ready")?.dataset.results !== "true") return;
+  shownTarget = 0;
   await showTarget(0);
 }
 
-poll(`/v1/studies/${encodeURIComponent(id)}`, async (study) => {
-  showStudy(study);
-  if (study.is_terminal && study.verdicts) await showResults(study);
-  return !study.is_terminal;
-}).then(() => page.setAttribute("data-settled", "true"));
+for (const tab of document.querySelectorAll("#tabs [role=tab]")) tab.addEventListener("click", () => showTarget(Number(tab.dataset.target)));
+document.addEventListener("live", showResults);
+showResults();
