@@ -24,7 +24,7 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
-from workers import keys_cli, store_cli
+from workers import health_cli, keys_cli, store_cli
 from workers.hardware import Announcement, Presence, probe_profiles, queues_for
 from workers.liveness import Watchdog
 from workers.patience import patiently
@@ -33,6 +33,7 @@ from workers.reaper import Reaper, run_reaper
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(keys_cli.app, name="keys")
+app.add_typer(health_cli.app, name="health")
 app.add_typer(store_cli.app)
 LOOK_EVERY_S = 0.25
 MIGRATE_PATIENCE_S = 60.0
