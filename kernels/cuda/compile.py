@@ -125,7 +125,7 @@ def _nvrtc(text: str, arch: str, defines: Defines, name: str) -> bytes:
     try:
         compiled = Program(text, "c++", ProgramOptions(**options)).compile("cubin")
     except Exception as error:  # cuda-core's own exception classes are private and moved between releases
-        raise _rejected(name, arch, defines, str(error)) from error
+        raise _rejected(name, arch, defines, str(error).replace(chr(0), "").strip()) from error
     return bytes(compiled.code)
 
 

@@ -6,8 +6,6 @@ import ctypes
 from collections.abc import Sequence
 from enum import IntEnum
 
-from kernels.reference import MAX_SHIFT, dyadic_multiplier
-
 
 class Output(IntEnum):
     """Element type that a kernel writes, passed to it as the macro `OUTPUT`.
@@ -65,6 +63,8 @@ def dyadic_pairs(multipliers: Sequence[float]) -> tuple[list[int], list[int]]:
 
     Raises `ValueError` for a multiplier that is not positive and finite or is 2^30 and more.
     """
+    from kernels.reference import MAX_SHIFT, dyadic_multiplier  # brings numpy, which the argument structs do not need
+
     mantissas, exponents = [], []
     for real in multipliers:
         m, e = dyadic_multiplier(real)

@@ -81,7 +81,7 @@ def _expand(name: str, text: str, replaced: Mapping[str, str], seen: set[str]) -
                 pieces.append(replaced[header])
             else:
                 pieces.append(_expand(header, _read(f"src/{header}"), replaced, seen))
-        pieces.append(f'\n#line {text.count(chr(10), 0, match.end()) + 1} "{name}"')
+        pieces.append(f'\n#line {text.count(chr(10), 0, match.end()) + 2} "{name}"')
         end = match.end()
     pieces.append(text[end:])
     return "".join(pieces)

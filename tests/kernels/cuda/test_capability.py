@@ -1,0 +1,77 @@
+"""The capability table against what the compiler really emits, and how devices find their column in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from kernels.cuda.capability import (
+    ARCHITECTURES,
+    INSTRUCTIONS,
+    PRECISIONS,
+    Via,
+    architecture,
+    capability,
+    chosen_instruction,
+    lowering,
+    nearest_listed,
+)  # fmt: skip
+from kernels.cuda.catalog import KERNELS
+from kernels.cuda.probe import PROBED, probe
+from kernels.errors import KernelsError
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_table_is_what_the_compiler_emits(arch: str) -> None:
+    assert probe(arch) == {name: INSTRUCTIONS[name][arch] for name in PROBED}
+
+
+def test_every_instruction_is_probed() -> None:
+    assert set(PROBED) == set(INSTRUCTIONS)
+
+
+def test_int4_is_native_exactly_where_its_instruction_is() -> None:
+    native = {arch for arch in ARCHITECTURES if not lowering("mma.m8n8k32.s4", arch).emulated}
+    assert {arch for arch, via in PRECISIONS["w4a4"].items() if via is Via.NATIVE} == native
+    assert native == {"sm_75", "sm_80", "sm_86", "sm_87", "sm_89"}
+
+
+@pytest.mark.parametrize(
+    ("version", "name", "listed"),
+    [((7, 5), "sm_75", "sm_75"), ((8, 8), "sm_88", "sm_87"), ((9, 0), "sm_90a", "sm_90a"),
+     ((10, 7), "sm_107a", "sm_103a"), ((12, 1), "sm_121a", "sm_120a")],
+)  # fmt: skip
+def test_a_device_finds_its_column(version: tuple[int, int], name: str, listed: str) -> None:
+    assert architecture(*version) == name
+    assert nearest_listed(name) == listed
+
+
+@pytest.mark.parametrize("arch", ["sm_70", "sm_130a", "gfx942", ""])
+def test_an_unknown_architecture_runs_nothing(arch: str) -> None:
+    assert capability(arch, "w8a8") is Via.UNSUPPORTED
+    with pytest.raises(KernelsError, match="not in the capability table") as caught:
+        lowering("mma.m16n8k32.s8", arch)
+    assert caught.value.code == "unknown_architecture"
+
+
+def test_a_device_before_turing_is_refused() -> None:
+    with pytest.raises(KernelsError, match=r"7\.0 is older than Turing") as caught:
+        architecture(7, 0)
+    assert caught.value.code == "unknown_architecture"
+
+
+def test_precisions_are_looked_up_without_group_or_dynamic() -> None:
+    assert capability("sm_80", "w4a16-g128") is Via.VIA_FP16
+    assert capability("sm_80", "w8a8-dynamic") is Via.NATIVE
+    assert capability("sm_90a", "w4a4") is Via.VIA_INT8
+    assert capability("sm_80", "w3a3") is Via.UNSUPPORTED
+
+
+def test_kernels_fall_back_to_the_instruction_an_architecture_has() -> None:
+    assert chosen_instruction(("mma.m16n8k32.s8", "mma.m8n8k16.s8"), "sm_75") == "mma.m8n8k16.s8"
+    assert chosen_instruction(("mma.m16n8k32.s8", "mma.m8n8k16.s8"), "sm_80") == "mma.m16n8k32.s8"
+    assert chosen_instruction(("tcgen05.i8",), "sm_80") is None
+
+
+def test_kernels_name_instructions_of_the_table_and_have_names_of_their_own() -> None:
+    assert all(name in INSTRUCTIONS for source in KERNELS for name in source.instructions)
+    assert len({source.name for source in KERNELS}) == len(KERNELS)
