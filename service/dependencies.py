@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
 from service.blobs import Blobs
-from service.errors import malformed_json
+from service.errors import Problem
 from service.keys.keys import UseNotes
 from service.queue.outbox import Sender
 from service.settings import Settings
@@ -59,7 +59,12 @@ async def check_json_text(request: Request) -> None:
     except (ValueError, RecursionError):
         return  # the handler's own reading refuses it
     if any("\0" in text or _HALF_PAIR.search(text) for text in _texts(document)):
-        raise malformed_json("the body holds a NUL character or half a surrogate pair")
+        raise Problem(
+            422,
+            "invalid_request",
+            "the body holds a NUL character or half a surrogate pair",
+            hint="send text that can be stored",
+        )
 
 
 def _texts(document: object) -> Iterator[str]:

@@ -249,8 +249,13 @@ def declare_problems(openapi: dict[str, Any]) -> dict[str, Any]:
     for gone in ("HTTPValidationError", "ValidationError"):
         schemas.pop(gone, None)
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    openapi["components"]["responses"] = {
+        f"Problem{status}": {"description": HTTPStatus(status).phrase, "content": content}
+        for status in DECLARED_STATUSES
+    }
     for path in openapi["paths"].values():
         for operation in path.values():
             for status in DECLARED_STATUSES:
-                operation["responses"][str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
+                if status == 422 or str(status) not in operation["responses"]:
+                    operation["responses"][str(status)] = {"$ref": f"#/components/responses/Problem{status}"}
     return openapi

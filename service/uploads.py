@@ -87,7 +87,14 @@ class _Sink:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         name = options.get(b"filename")
         if name is None:
-            raise _bad_multipart("a part without a file name")
+            field_name = options.get(b"name", b"").decode("utf-8", "replace")[:50]
+            raise Problem(
+                422,
+                "invalid_request",
+                f"the form's field {field_name!r} is text, not a file",
+                hint="send files only, e.g. curl -F file=@model.onnx",
+                errors=[FieldError(pointer=f"/{field_name}", message="not a file")],
+            )
         upload = UploadedFile(
             options.get(b"name", b"").decode("utf-8", "replace"),
             safe_name(name.decode("utf-8", "replace")),
@@ -205,7 +212,12 @@ def fields_of(
 
 def upload_form(fields: dict[str, Any], *, one_of: tuple[str, ...]) -> dict[str, Any]:
     """The OpenAPI description of a multipart body of which one of these fields is required."""
-    schema = {"type": "object", "properties": fields, "oneOf": [{"required": [name]} for name in one_of]}
+    schema = {
+        "type": "object",
+        "properties": fields,
+        "additionalProperties": False,
+        "oneOf": [{"required": [name]} for name in one_of],
+    }
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 

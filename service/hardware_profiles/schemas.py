@@ -19,9 +19,9 @@ Microseconds = Annotated[FiniteFloat, Field(gt=0, lt=1e12)]
 
 
 class Strict(BaseModel):
-    """A field we do not know is a mistake, not something to ignore."""
+    """A field we do not know is a mistake, and so is text where a number belongs."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Device(Strict):
