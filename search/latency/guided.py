@@ -31,7 +31,7 @@ def guided_assemblies(groups: Sequence[LayerGroup], fit: LatencyFit, seed: int =
         limit_us = fastest_us + share * (fit.predict({}) - fastest_us)
         precisions = solve_within(problem, groups, limit_us)
         if precisions is not None:
-            found.append(CalibrationAssembly(f"guided-{share}", precisions))
+            found.append(CalibrationAssembly(f"guided-{seed}-{share}", precisions))
     return found
 
 

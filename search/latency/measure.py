@@ -46,7 +46,8 @@ def measure_runs(
     profile's session options on `inputs`, one batch of the operating point.
     """
     seen = {frozenset(run.precisions.items()) for run in known}
-    wanted = [a for a in assemblies if frozenset(a.precisions.items()) not in seen]
+    distinct = {frozenset(each.precisions.items()): each for each in reversed(assemblies)}
+    wanted = [each for each in reversed(distinct.values()) if frozenset(each.precisions.items()) not in seen]
     if not wanted:
         return list(known)
     anchors = known[:_ANCHORS]

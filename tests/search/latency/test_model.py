@@ -17,6 +17,7 @@ from kernels.precision import Precision
 from kernels.registry import backend_for, load_profile
 from search.errors import BadSubmission
 from search.graph import Graph
+from search.latency import model
 from search.latency.guided import SHARES
 from search.latency.model import MeasuredModel, measure_model
 from search.onnx_import import graph_from_model, operating_shapes
@@ -64,11 +65,24 @@ def test_rows_are_those_of_the_device(measured: MeasuredModel) -> None:
 def test_full_precision_is_among_the_runs_and_all_are_predicted(measured: MeasuredModel) -> None:
     fit = measured.fit
     assert fit.runs[0].precisions == {}
-    assert 8 <= len(fit.runs) <= 16 + len(SHARES)
+    assert 8 <= len(fit.runs) <= 16 + len(SHARES) + model.MORE_ROUNDS * (model.RUNS_PER_ROUND + len(SHARES))
     for run in fit.runs:
         assert fit.predict(run.precisions) == pytest.approx(run.median_us, rel=0.25)
     assert fit.point == OperatingPoint()
     assert fit.model == small_graph().content_hash
+
+
+def test_a_poor_fit_takes_more_runs_and_keeps_the_ones_it_has(
+    measured: MeasuredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile("fake")
+    monkeypatch.setattr(model, "GOOD_MEAN", measured.fit.loo_mape + 1)
+    monkeypatch.setattr(model, "GOOD_MAX", measured.fit.loo_max + 1)
+    few = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit.runs
+    all_runs = measured.fit.runs
+    assert all_runs[: len(few)] == few
+    assert len(all_runs) >= len(few) + model.RUNS_PER_ROUND, "the fake device is no sum of rows"
+    assert len({frozenset(run.precisions.items()) for run in all_runs}) == len(all_runs)
 
 
 def test_a_second_time_measures_no_row_again(measured: MeasuredModel) -> None:
