@@ -32,6 +32,7 @@ from search.errors import BadSubmission, SearchError
 from search.latency.model import measure_model
 from search.onnx_import import load_graph
 from search.pipeline import STAGES
+from search.study import parse_study, require_goals
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -78,6 +79,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix="bitwright-") as scratch:
         folder = Path(scratch)
         with _clear_errors():
+            require_goals(parse_study(spec))
             _copy_inputs(model, data, folder)
             for name, stage in STAGES.items():
                 with _bar(name) as progress:

@@ -39,7 +39,6 @@ CHECKED_SAMPLES = 8
 def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Model, data and request are read and fit together; a few samples tell what the outputs mean."""
     folder, study = StudyFolder(path), parse_study(spec)
-    require_goals(study)
     graph = folder.graph()
     data = study_data(folder, graph, study)
     for target in study.targets:
@@ -147,6 +146,7 @@ def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Allocations of every metric under the budgets, baselines, and the Pareto front, for each target."""
     folder, study = StudyFolder(path), parse_study(spec)
+    require_goals(study)
     graph, candidates, sensitivities = folder.graph(), folder.candidates(), folder.sensitivities()
     outputs: list[str] = []
     summary: dict[str, Any] = {}

@@ -60,7 +60,7 @@ class Study:
 
 
 def require_goals(study: Study) -> None:
-    """Refuse targets with nothing to keep to. Stages that read no budgets are not told them, so only `check` asks."""
+    """Refuse targets with nothing to keep to. Stages that read no budgets are not told them, so only `solve` asks."""
     for target in study.targets:
         if not target.budgets and target.tolerance is None:
             raise BadSubmission(

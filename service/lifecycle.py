@@ -1,8 +1,9 @@
 """Lifecycle: the states of studies and stages and which change into which. Pure; every writer asks here.
 
 stage   blocked → queued → running → succeeded | failed | cancelled
-                    ↑         │ lease expired
-                    └─────────┘
+           │        ↑         │ lease expired        ↑
+           │        └─────────┘                      │
+           └─ satisfied from the store, or its input is gone
 study   queued → running → succeeded | failed | cancelled
            │         │          ↑
            └─────────┴→ cancelling
@@ -41,7 +42,7 @@ class IllegalTransition(Exception):
 
 
 STAGE_TRANSITIONS: dict[StageState, frozenset[StageState]] = {
-    StageState.BLOCKED: frozenset({StageState.QUEUED, StageState.CANCELLED}),
+    StageState.BLOCKED: frozenset({StageState.QUEUED, StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED}),
     StageState.QUEUED: frozenset({StageState.RUNNING, StageState.CANCELLED}),
     StageState.RUNNING: frozenset({StageState.SUCCEEDED, StageState.FAILED, StageState.CANCELLED, StageState.QUEUED}),
     StageState.SUCCEEDED: frozenset(),

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from service.ids import new_id
 from service.lifecycle import StageState
 from service.store.database import Database, database_now, is_lock_timeout
-from service.store.models import ArtifactRow, StageEdgeRow, StageRow, StudyRow
-from service.store.studies import lock_study, now, record, rows_changed, settle, stop_waiting_stages, touch
+from service.store.models import StageRow, StudyRow
+from service.store.stages import advance, close_succeeded, fail_study, wake_followers
+from service.store.studies import lock_study, record, rows_changed, settle, touch
 
 log = logging.getLogger(__name__)
 REAP_BATCH = 100
@@ -164,10 +164,13 @@ def succeed(
     *,
     outputs: list[OutputFile],
     summary: dict[str, Any],
-    publish: bool,
     reused_from: str | None = None,
+    also: Callable[[Session], None] | None = None,
 ) -> bool:
-    """Finish a stage, its files, what waits for it and the study's state together. False when the claim is lost."""
+    """Finish a stage, its files, what waits for it and the study's state together. False when the claim is lost.
+
+    `also` writes, in the same transaction, what else follows from the output.
+    """
     with database.write() as session:
         study = lock_study(session, held.study_id)
         finished = _close(
@@ -180,25 +183,14 @@ def succeed(
         )
         if study is None or not finished:
             return False
-        if publish and outputs:
-            at = now(session)
-            session.execute(
-                insert(ArtifactRow),
-                [
-                    {
-                        "id": new_id("artifact"),
-                        "study_id": held.study_id,
-                        "stage_id": held.stage_id,
-                        "target": held.target,
-                        "created_at": at,
-                        **output.to_json(),
-                    }
-                    for output in outputs
-                ],
-            )
-        _release_followers(session, held.stage_id)
-        record(session, study, "stage_succeeded", {**_named(held), "reused": reused_from is not None})
+        if also is not None:
+            also(session)
+        stage = session.get_one(StageRow, held.stage_id)
+        files = [output.to_json() for output in outputs]
+        close_succeeded(session, study, stage, files, reused=reused_from is not None)
+        advance(session, study)
         settle(session, study)
+    wake_followers(database)
     return True
 
 
@@ -208,7 +200,8 @@ def fail(database: Database, held: Claim, error: dict[str, Any]) -> bool:
         study = lock_study(session, held.study_id)
         if study is None or not _close(session, held, StageState.FAILED, error=error):
             return False
-        _fail_study(session, study, error)
+        fail_study(session, study, error)
+    wake_followers(database)
     return True
 
 
@@ -220,6 +213,7 @@ def cancel(database: Database, held: Claim) -> bool:
             return False
         record(session, study, "stage_cancelled", _named(held))
         settle(session, study)
+    wake_followers(database)
     return True
 
 
@@ -229,7 +223,9 @@ def give_back(database: Database, held: Claim, error: dict[str, Any], *, backoff
         study = lock_study(session, held.study_id)
         if study is None:
             return False
-        return _retry_or_fail(session, study, _held(held), held.stage_id, error, backoff_s)
+        given = _retry_or_fail(session, study, _held(held), held.stage_id, error, backoff_s)
+    wake_followers(database)
+    return given
 
 
 def put_back(database: Database, held: Claim) -> bool:
@@ -287,6 +283,7 @@ def reap(database: Database, *, backoff_s: float) -> int:
             if not is_lock_timeout(problem):
                 raise
             log.warning("study %s is locked; its expired stage %s waits for the next round", study_id, stage_id)
+    wake_followers(database)
     return taken
 
 
@@ -330,29 +327,10 @@ def _retry_or_fail(
     told = {"stage": error["stage"], "target": stage.target, "attempt": stage.attempt, "code": error["code"]}
     record(session, study, "attempt_lost", told)
     if last and not stopping:
-        _fail_study(session, study, error)
+        fail_study(session, study, error)
     else:
         settle(session, study)
     return True
-
-
-def _fail_study(session: Session, study: StudyRow, error: dict[str, Any]) -> None:
-    if study.error is None:
-        study.error = error
-    record(session, study, "stage_failed", {"stage": error["stage"], "code": error["code"]})
-    stop_waiting_stages(session, study)
-    settle(session, study)
-
-
-def _release_followers(session: Session, stage_id: str) -> None:
-    """Count down what waits for this stage; at zero it is queued. The study's lock makes the counter safe."""
-    followers = select(StageEdgeRow.after_id).where(StageEdgeRow.before_id == stage_id)
-    waiting = (StageRow.id.in_(followers), StageRow.state == StageState.BLOCKED.value)
-    counted = update(StageRow).execution_options(**_WITHOUT_ORM_SYNC)
-    session.execute(counted.where(*waiting).values(pending=StageRow.pending - 1))
-    session.execute(
-        counted.where(*waiting, StageRow.pending == 0).values(state=StageState.QUEUED.value, not_before=database_now())
-    )
 
 
 def _named(held: Claim) -> dict[str, Any]:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import json
 import mimetypes
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
-
-from service.blobs import Blobs
-from service.canonical import content_key
-from service.lifecycle import StageState
+from service.blobs import BlobMissing, Blobs
 from service.store.database import Database
-from service.store.models import DatasetRow, HardwareProfileRow, ModelRow, StageEdgeRow, StageRow
-from service.studies.plan import StageKind, kind_named, stage_spec
-from service.version import VERSION
+from service.store.models import StageRow, StudyRow
+from service.studies.inputs import InputConflict, StageInputs, stage_inputs
 from workers.claims import Claim, OutputFile
 
-CONTRACT_VERSION = 1
+SAVED = "saved"
 MAX_OUTPUTS = 2000
 MAX_RESULT_BYTES = 16 << 20
 
@@ -33,84 +27,32 @@ class BadResult(Exception):
         self.code = code
 
 
-class InputDeleted(Exception):
-    """A user deleted the dataset of a study that had not ended."""
-
-
-@dataclass(frozen=True)
-class StageInputs:
-    """Everything a stage reads: what it is told and the files by name (sha256 each)."""
-
-    kind: StageKind
-    spec: dict[str, Any]
-    files: dict[str, str]
-    key: str
-
-
-def read_inputs(database: Database, held: Claim, stages: str) -> StageInputs:
-    """The inputs of a claimed stage with the key that names them.
-
-    The key holds what the stage can depend on: its kind and spec, the content of its files, the code that runs,
-    and for a stage on a device the announced profile of that device.
-    """
-    kind = kind_named(held.kind)
-    spec = stage_spec(held.spec, kind, held.target)
+def read_inputs(database: Database, held: Claim) -> StageInputs:
+    """The inputs of a claimed stage as they are now. Raises `InputDeleted` and `BadResult`."""
     with database.read() as session:
-        model = session.get_one(ModelRow, spec["model"])
-        files = {entry["name"]: entry["sha256"] for entry in model.files}
-        if spec["dataset"] is not None:
-            dataset = session.get_one(DatasetRow, spec["dataset"])
-            if dataset.deleted_at is not None:
-                raise InputDeleted(f"the dataset {dataset.id} was deleted while the study needed it")
-            files[f"dataset.{dataset.format}"] = dataset.sha256
-        edges = session.execute(
-            select(StageEdgeRow.before_id, StageEdgeRow.after_id)
-            .join(StageRow, StageRow.id == StageEdgeRow.after_id)
-            .where(StageRow.study_id == held.study_id)
-        ).all()
-        earlier = _ancestors(held.stage_id, [(edge.before_id, edge.after_id) for edge in edges])
-        rows = session.execute(
-            select(StageRow.kind, StageRow.outputs)
-            .where(StageRow.id.in_(earlier), StageRow.state == StageState.SUCCEEDED.value)
-            .order_by(StageRow.position)
-        ).all()
-        device = None
-        if kind.on_device and held.target is not None:
-            profile = session.get(HardwareProfileRow, spec["targets"][held.target]["hardware"])
-            device = profile.profile_key if profile else None
-    for row in rows:
-        for output in row.outputs or []:
-            if files.setdefault(output["name"], output["sha256"]) != output["sha256"]:
-                raise BadResult("output_conflict", f"two inputs of the stage are called {output['name']!r}")
-    told = {name: value for name, value in spec.items() if name not in ("model", "dataset")}
-    key = content_key(
-        {
-            "contract": CONTRACT_VERSION,
-            "version": VERSION,
-            "stages": stages,
-            "kind": kind.name,
-            "spec": told,
-            "files": files,
-            "device": device,
-        }
-    )
-    return StageInputs(kind, spec, files, key)
-
-
-def _ancestors(stage_id: str, edges: list[tuple[str, str]]) -> set[str]:
-    found: set[str] = set()
-    frontier = {stage_id}
-    while frontier:
-        frontier = {before for before, after in edges if after in frontier} - found
-        found |= frontier
-    return found
+        study, stage = session.get_one(StudyRow, held.study_id), session.get_one(StageRow, held.stage_id)
+        try:
+            return stage_inputs(session, study, stage)
+        except InputConflict as error:
+            raise BadResult("output_conflict", str(error)) from None
 
 
 def lay_out(folder: Path, inputs: StageInputs, blobs: Blobs) -> None:
-    """Write `stage.json` and private copies of the input files."""
-    (folder / "files").mkdir(parents=True)
+    """Write `stage.json`, private copies of the input files, and under `saved/` what earlier attempts finished.
+
+    A saved part that the store has lost is only computed again; any other raises `BlobMissing`.
+    """
+    saved = folder / "files" / SAVED
+    saved.mkdir(parents=True)
     for name, sha256 in inputs.files.items():
         blobs.copy_to(sha256, folder / "files" / name)
+    for name, document in inputs.documents.items():
+        (folder / "files" / name).write_text(json.dumps(document))
+    for name, sha256 in inputs.aids.items():
+        try:
+            blobs.copy_to(sha256, saved / name)
+        except BlobMissing:
+            (saved / name).unlink(missing_ok=True)
     (folder / "stage.json").write_text(json.dumps({"kind": inputs.kind.name, "spec": inputs.spec}))
 
 

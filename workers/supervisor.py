@@ -26,15 +26,19 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.blobs import Blobs
+from service.blobs import BlobMissing, Blobs, BlobStoreAway
 from service.settings import Settings
 from service.store.database import Database, is_outage
+from service.store.stages import forget_outputs, study_outputs
+from service.studies.inputs import InputDeleted, StageInputs
 from workers import claims
 from workers.claims import Beat, Claim
 from workers.heartbeat import Heartbeat
+from workers.measured_rows import rows_to_append
 from workers.patience import patiently
 from workers.sandbox import Limits, child_environment, kill_child, start_child
-from workers.stage_folder import BadResult, InputDeleted, StageInputs, lay_out, read_inputs, read_result, take_outputs
+from workers.saved_parts import SavedParts
+from workers.stage_folder import SAVED, BadResult, lay_out, read_inputs, read_result, take_outputs
 
 log = logging.getLogger(__name__)
 CODE_FOLDER = Path(__file__).resolve().parents[1]
@@ -94,7 +98,7 @@ class Supervisor:
         if held is None:
             return False
         try:
-            inputs = self._patiently(lambda: read_inputs(self._database, held, self._settings.stages))
+            inputs = self._patiently(lambda: read_inputs(self._database, held))
             if not self._patiently(lambda: claims.set_input_key(self._database, held, inputs.key)):
                 return True
             if self._patiently(lambda: self._reuse(held, inputs)):
@@ -102,12 +106,18 @@ class Supervisor:
             with self._folder() as folder:
                 with Heartbeat(lambda: self._beat(held), self._settings.beat_s):
                     lay_out(folder, inputs, self._blobs)
-                ended = self._supervise(held, folder)
+                parts = self._parts(held, inputs, folder)
+                ended = self._supervise(held, folder, parts)
+                self._keep_rest(held, parts, ended)
                 self._hand_in(held, inputs, folder, ended)
         except InputDeleted as error:
             hint = "upload the dataset again and start the study anew"
             deleted = {"category": "user", "code": "dataset_deleted", "message": str(error), "hint": hint}
             self._patiently(lambda: claims.fail(self._database, held, {**deleted, "stage": held.kind}))
+        except BlobMissing as error:
+            self._patiently(lambda: self._forget_lost(held))
+            lost = _infrastructure(held, "file_lost", str(error))
+            self._patiently(lambda: claims.fail(self._database, held, lost))
         except BadResult as error:
             refused = _infrastructure(held, error.code, str(error))
             self._patiently(lambda: claims.fail(self._database, held, refused))
@@ -135,6 +145,16 @@ class Supervisor:
             log.warning("stage %s could not renew its lease: %s", held.stage_id, str(error).partition("\n")[0][:300])
             return Beat.GO_ON
 
+    def _keep(self, parts: SavedParts | None) -> bool:
+        """Take new parts to the store; False when the claim is lost. A store that is away is tried at the next beat."""
+        try:
+            return parts is None or parts.keep()
+        except (SQLAlchemyError, BlobStoreAway) as error:
+            if isinstance(error, SQLAlchemyError) and not is_outage(error):
+                raise
+            log.warning("saved parts wait for the next beat: %s", str(error).partition("\n")[0][:300])
+            return True
+
     @contextmanager
     def _folder(self) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(dir=self._folders))
@@ -150,12 +170,39 @@ class Supervisor:
         if twin is None or not all(self._blobs.exists(output.sha256) for output in twin[1]):
             return False
         stage_id, outputs, summary = twin
-        claims.succeed(
-            self._database, held, outputs=outputs, summary=summary, publish=inputs.kind.publishes, reused_from=stage_id
-        )
+        claims.succeed(self._database, held, outputs=outputs, summary=summary, reused_from=stage_id)
         return True
 
-    def _supervise(self, held: Claim, folder: Path) -> Ended:
+    def _forget_lost(self, held: Claim) -> None:
+        """Stages of the study whose output the store has lost satisfy nothing again: a retry makes it anew."""
+        with self._database.read() as session:
+            known = study_outputs(session, held.study_id)
+        lost = [key for key, hashes in known.items() if not all(map(self._is_whole, hashes))]
+        with self._database.write() as session:
+            forget_outputs(session, lost)
+
+    def _is_whole(self, sha256: str) -> bool:
+        with tempfile.TemporaryDirectory(dir=self._folders) as folder:
+            try:
+                self._blobs.copy_to(sha256, Path(folder) / "copy")
+            except BlobMissing:
+                return False
+        return True
+
+    def _parts(self, held: Claim, inputs: StageInputs, folder: Path) -> SavedParts | None:
+        if inputs.saved_key is None:
+            return None
+        return SavedParts(self._database, self._blobs, held, inputs.saved_key, folder / "files" / SAVED)
+
+    def _keep_rest(self, held: Claim, parts: SavedParts | None, ended: Ended) -> None:
+        """What the child finished since the last beat is kept however it ended, unless the stage is another's now."""
+        if parts is None or ended.why is Ending.LOST:
+            return
+        with Heartbeat(lambda: self._beat(held), self._settings.beat_s):
+            while not parts.all_kept and self._patiently(parts.keep):
+                pass
+
+    def _supervise(self, held: Claim, folder: Path, parts: SavedParts | None) -> Ended:
         settings = self._settings
         reader, writer = os.pipe()
         argv = [sys.executable, "-P", "-m", "workers.stage_child", str(folder), "--pipe", str(writer)]
@@ -175,13 +222,13 @@ class Supervisor:
             finally:
                 os.close(writer)
             try:
-                why = self._watch(held, pipe.fileno(), child)
+                why = self._watch(held, pipe.fileno(), child, parts)
             finally:
                 status = kill_child(child)
             child_log.seek(max(0, child_log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             return Ended(why, status, child_log.read().decode("utf-8", "replace"))
 
-    def _watch(self, held: Claim, pipe: int, child: subprocess.Popen[bytes]) -> Ending:
+    def _watch(self, held: Claim, pipe: int, child: subprocess.Popen[bytes], parts: SavedParts | None) -> Ending:
         settings = self._settings
         deadline = time.monotonic() + settings.stage_wall_s
         next_beat = time.monotonic() + settings.beat_s
@@ -211,6 +258,8 @@ class Supervisor:
                 answer = self._beat(held, progress)
                 if answer is not Beat.GO_ON:
                     return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
+                if not self._keep(parts):
+                    return Ending.LOST
                 progress = None
                 next_beat = time.monotonic() + settings.beat_s
 
@@ -257,11 +306,11 @@ class Supervisor:
         # Large files take their time: prove the claim before, keep it meanwhile, and let `succeed` prove it again.
         if self._beat(held) is Beat.LOST:
             return
+        also = rows_to_append(folder / "files", result["outputs"], inputs.spec, held)
         with Heartbeat(lambda: self._beat(held), self._settings.beat_s):
             outputs = take_outputs(folder, result["outputs"], self._blobs)
-        publish = inputs.kind.publishes
         self._patiently(
-            lambda: claims.succeed(self._database, held, outputs=outputs, summary=result["summary"], publish=publish)
+            lambda: claims.succeed(self._database, held, outputs=outputs, summary=result["summary"], also=also)
         )
 
 

@@ -6,14 +6,11 @@ come one after the other, counters need no luck, and no two transactions wait fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import CursorResult, insert, select, update
+from sqlalchemy import CursorResult, delete, select, update
 from sqlalchemy.orm import Session
 
-from service.canonical import content_key
-from service.ids import new_id
 from service.lifecycle import (
     TERMINAL_STUDIES,
     StageState,
@@ -22,8 +19,7 @@ from service.lifecycle import (
     study_state,
 )
 from service.store.database import database_now
-from service.store.models import EventRow, StageEdgeRow, StageRow, StudyRow, StudyTargetRow
-from service.studies.plan import PlannedStage
+from service.store.models import EventRow, LiveStageRow, StageRow, StudyRow
 
 
 def now(session: Session) -> float:
@@ -34,65 +30,6 @@ def now(session: Session) -> float:
 def rows_changed(result: object) -> int:
     """How many rows an UPDATE or DELETE changed."""
     return cast("CursorResult[Any]", result).rowcount
-
-
-def create_study(
-    session: Session, *, name: str, spec: dict[str, Any], stages: Sequence[PlannedStage], max_attempts: int
-) -> StudyRow:
-    """A new study with its stages; those that wait for nothing are queued at once."""
-    at = now(session)
-    study = StudyRow(
-        id=new_id("study"),
-        name=name,
-        model_id=spec["model"],
-        dataset_id=spec["dataset"],
-        spec=spec,
-        spec_hash=content_key(spec),
-        state=StudyState.QUEUED.value,
-        version=0,
-        created_at=at,
-        updated_at=at,
-    )
-    session.add(study)
-    session.flush()
-    session.execute(
-        insert(StudyTargetRow),
-        [
-            {"study_id": study.id, "position": position, "hardware": target["hardware"]}
-            for position, target in enumerate(spec["targets"])
-        ],
-    )
-    ids = [new_id("stage") for _ in stages]
-    session.execute(
-        insert(StageRow),
-        [
-            {
-                "id": stage_id,
-                "study_id": study.id,
-                "position": position,
-                "kind": stage.kind,
-                "shard": stage.shard,
-                "target": stage.target,
-                "queue": stage.queue,
-                "state": (StageState.BLOCKED if stage.after else StageState.QUEUED).value,
-                "pending": len(stage.after),
-                "attempt": 0,
-                "max_attempts": max_attempts,
-                "fence": 0,
-                "not_before": at,
-            }
-            for position, (stage_id, stage) in enumerate(zip(ids, stages, strict=True))
-        ],
-    )
-    edges = [
-        {"before_id": ids[before], "after_id": stage_id}
-        for stage_id, stage in zip(ids, stages, strict=True)
-        for before in stage.after
-    ]
-    if edges:
-        session.execute(insert(StageEdgeRow), edges)
-    record(session, study, "created", {"spec_hash": study.spec_hash})
-    return study
 
 
 def lock_study(session: Session, study_id: str) -> StudyRow | None:
@@ -131,7 +68,12 @@ def stop_waiting_stages(session: Session, study: StudyRow) -> int:
 
 
 def settle(session: Session, study: StudyRow) -> None:
-    """Give a locked study the state its stages imply."""
+    """Give a locked study the state its stages imply; inputs that its ended stages worked on are free for others."""
+    alive = (StageState.QUEUED.value, StageState.RUNNING.value)
+    ended = select(StageRow.id).where(StageRow.study_id == study.id, StageRow.state.not_in(alive))
+    session.execute(
+        delete(LiveStageRow).where(LiveStageRow.stage_id.in_(ended)).execution_options(synchronize_session=False)
+    )
     rows = session.execute(
         select(StageRow.state, StageRow.summary).where(StageRow.study_id == study.id).order_by(StageRow.position)
     ).all()

@@ -1,47 +1,73 @@
 """Plan: which stages a study has and what each waits for. The kinds are data; the engine knows none by name.
 
-check ─┬─ scan ──────────────┬─ solve ─── evaluate (one per target)
-       └─ measure (per target) ┘
+check ─┬─ scan_shard ×n ─ scan ─┬─ solve ─ evaluate ─ verdict     (solve and what follows: one chain per target)
+       └─ measure ──────────────┘
+
+Shards are planned where several workers scan; `scan` takes up what they saved, and does the whole where there are none.
+`verdict` waits for the user's own evaluator and is planned only where the study asks for one. `answer` finds one more
+allocation of a study that was solved before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Sees = Literal["hardware", "operating_point", "goal"]
 
 
 @dataclass(frozen=True)
 class StageKind:
     """One kind of stage.
 
-    `queue` may name `{hardware}`, the slug of the stage's target. `reads_budgets`: budgets and tolerance are
-    part of its input; the others never see them, so a new budget finds them finished. `publishes`: its files are
-    artifacts.
+    `queue` may name `{hardware}`, the slug of the stage's target. `per_target`: one stage per target, told that target
+    alone, so that it is the same whatever other targets a study has. `sees`: how much of a target is part of the input:
+    `hardware` only, `operating_point` too, or the whole `goal` with budgets and tolerance; what a stage does not see
+    can change and finds it finished. `device` says what of the hardware profile its output depends on. `ignores` are
+    options it does not read. `shards` names the kind it is a part of: planned as several stages, or as none. `saves`:
+    parts it saves are taken up by later attempts and by all kinds of that name. `awaits`: it also waits for what only
+    a user can bring. `publishes`: its files are artifacts.
     """
 
     name: str
     after: tuple[str, ...]
     queue: str
     per_target: bool = False
-    reads_budgets: bool = False
+    sees: Sees = "goal"
+    device: Literal["nothing", "recipes", "profile"] = "profile"
+    ignores: tuple[str, ...] = ()
+    shards: str | None = None
+    saves: str | None = None
+    awaits: str | None = None
     publishes: bool = False
 
     @property
     def on_device(self) -> bool:
-        """True when the stage must run on the target's own hardware, which then is part of its input."""
+        """True when the stage must run on the target's own hardware."""
         return "{hardware}" in self.queue
 
 
+_SOLVING = ("pins", "front_points", "solver")
+_SCANNING = ("metrics", "precisions", "losses", "scan_samples")
+_SCAN = {"sees": "hardware", "device": "recipes", "ignores": (*_SOLVING, "estimates"), "saves": "scan"}
+EVALUATIONS = "evaluations"
 KINDS: tuple[StageKind, ...] = (
-    StageKind("check", (), "check", reads_budgets=True),
-    StageKind("scan", ("check",), "scan"),
-    StageKind("measure", ("check",), "measure.{hardware}", per_target=True),
-    StageKind("solve", ("scan", "measure"), "solve", reads_budgets=True),
-    StageKind("evaluate", ("solve",), "measure.{hardware}", per_target=True, reads_budgets=True, publishes=True),
-)
+    StageKind("check", (), "check", sees="operating_point", device="nothing"),
+    StageKind("scan_shard", ("check",), "scan", shards="scan", **_SCAN),  # type: ignore[arg-type]
+    StageKind("scan", ("check", "scan_shard"), "scan", **_SCAN),  # type: ignore[arg-type]
+    StageKind(
+        "measure", ("check",), "measure.{hardware}", True, "operating_point", ignores=(*_SOLVING, *_SCANNING),
+        saves="measure",
+    ),
+    StageKind("solve", ("scan", "measure"), "solve", per_target=True),
+    StageKind("evaluate", ("solve",), "measure.{hardware}", per_target=True, publishes=True),
+    StageKind("verdict", ("evaluate",), "solve", per_target=True, awaits=EVALUATIONS, publishes=True),
+    StageKind("answer", ("solve",), "solve", per_target=True),
+)  # fmt: skip
+STUDY_KINDS = ("check", "scan_shard", "scan", "measure", "solve", "evaluate")
 GOALS = ("budgets", "tolerance")
-COMMON_QUEUES: tuple[str, ...] = tuple(kind.queue for kind in KINDS if not kind.on_device)
+COMMON_QUEUES: tuple[str, ...] = tuple(dict.fromkeys(kind.queue for kind in KINDS if not kind.on_device))
 
 
 def kind_named(name: str, kinds: Sequence[StageKind] = KINDS) -> StageKind:
@@ -58,13 +84,32 @@ class PlannedStage:
     target: int | None
     queue: str
     after: tuple[int, ...]
+    awaits: str | None = None
 
 
-def plan_study(spec: Mapping[str, Any], kinds: Sequence[StageKind] = KINDS) -> list[PlannedStage]:
-    """The stages of a study in an order in which each comes after what it waits for."""
+def study_kinds(spec: Mapping[str, Any]) -> tuple[StageKind, ...]:
+    """The kinds a study of this request goes through."""
+    names = (*STUDY_KINDS, "verdict") if spec.get("evaluator") else STUDY_KINDS
+    return tuple(kind_named(name) for name in names)
+
+
+def plan_study(
+    spec: Mapping[str, Any],
+    kinds: Sequence[StageKind] | None = None,
+    *,
+    shards: int = 1,
+    anywhere: Collection[str] = (),
+) -> list[PlannedStage]:
+    """The stages of a study in an order in which each comes after what it waits for.
+
+    `shards` > 1 plans so many stages of kinds that are parts of another. Stages of hardware in `anywhere` need no
+    device: any worker that scans does them.
+    """
     planned: list[PlannedStage] = []
-    for kind in kinds:
+    for kind in study_kinds(spec) if kinds is None else kinds:
         targets: list[int | None] = list(range(len(spec["targets"]))) if kind.per_target else [None]
+        if kind.shards is not None:
+            targets = [None] * shards if shards > 1 else []
         for shard, target in enumerate(targets):
             after = tuple(
                 position
@@ -72,15 +117,31 @@ def plan_study(spec: Mapping[str, Any], kinds: Sequence[StageKind] = KINDS) -> l
                 if earlier.kind in kind.after and (earlier.target is None or target in (None, earlier.target))
             )
             hardware = spec["targets"][target]["hardware"] if target is not None else ""
-            planned.append(PlannedStage(kind.name, shard, target, kind.queue.format(hardware=hardware), after))
+            queue = "scan" if kind.on_device and hardware in anywhere else kind.queue.format(hardware=hardware)
+            planned.append(PlannedStage(kind.name, shard, target, queue, after, kind.awaits))
     return planned
 
 
-def stage_spec(spec: Mapping[str, Any], kind: StageKind, target: int | None) -> dict[str, Any]:
-    """What a stage is told of the study: the request, without budgets where the kind does not read them."""
-    targets = [
-        dict(entry) if kind.reads_budgets else {name: value for name, value in entry.items() if name not in GOALS}
-        for entry in spec["targets"]
-    ]
-    told = {**spec, "targets": targets}
-    return told if target is None else {**told, "target": target}
+def stage_spec(
+    spec: Mapping[str, Any], kind: StageKind, target: int | None, shard: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """What a stage is told of the study: its own target or all, and of each, and of the options, what it reads."""
+    chosen = spec["targets"] if target is None else [spec["targets"][target]]
+    told = {name: value for name, value in spec.items() if name not in ("targets", "options")}
+    told["targets"] = _distinct([_seen(entry, kind, bool(spec.get("dataset"))) for entry in chosen])
+    told["options"] = {name: value for name, value in spec.get("options", {}).items() if name not in kind.ignores}
+    return told if shard is None else {**told, "shard": list(shard)}
+
+
+def _seen(entry: Mapping[str, Any], kind: StageKind, has_data: bool) -> dict[str, Any]:
+    match kind.sees:
+        case "goal":
+            return dict(entry)
+        case "hardware" if has_data:  # without a dataset, synthetic samples take the operating point's dimensions
+            return {"hardware": entry["hardware"]}
+        case _:
+            return {name: value for name, value in entry.items() if name not in GOALS}
+
+
+def _distinct(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for index, entry in enumerate(entries) if entry not in entries[:index]]

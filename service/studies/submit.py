@@ -10,7 +10,8 @@ from service.errors import FieldError, Problem, gone
 from service.settings import Settings
 from service.store.database import database_now
 from service.store.models import DatasetRow, HardwareProfileRow, IdempotencyKeyRow, ModelRow
-from service.store.studies import create_study, now
+from service.store.stages import create_study
+from service.store.studies import now
 from service.store.uploads import usable
 from service.studies.plan import plan_study
 from service.studies.schemas import StudyRequest

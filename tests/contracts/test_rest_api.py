@@ -59,11 +59,11 @@ def publish(settings: Settings, study_id: str, files: dict[str, bytes]) -> None:
         kind = "text/html" if name.endswith(".html") else "application/json"
         outputs.append(OutputFile(name, blob.sha256, blob.size_bytes, kind))
     database = Database(settings.resolved_database_url)
-    for name in ("check", "scan", "measure0", "solve"):
+    for name in ("check", "scan", "measure0", "solve0"):
         finish(database, study_id, name)
     held = claimed(database, study_id, "evaluate0")
     verdicts = [{"hardware": "tiny-cpu", "verdict": "chosen"}]
-    assert claims.succeed(database, held, outputs=outputs, summary={"verdicts": verdicts}, publish=True)
+    assert claims.succeed(database, held, outputs=outputs, summary={"verdicts": verdicts})
     database.close()
 
 
@@ -124,7 +124,7 @@ def test_uploading_a_dataset(http: httpx.Client) -> None:
 def test_broken_uploads(http: httpx.Client, settings: Settings) -> None:
     problem(http.post("/v1/models", content=b"x"), 415, "multipart_expected")
     problem(http.post("/v1/models", files={"wrong": ("m", b"\x08x")}), 422, "invalid_request")
-    problem(http.post("/v1/models", data={"file": "no file"}, files={"file": ("m", b"x")}), 400, "malformed_multipart")
+    problem(http.post("/v1/models", data={"file": "no file"}, files={"file": ("m", b"x")}), 422, "invalid_request")
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="m"\r\n\r\n'
     problem(http.post("/v1/models", content=head + b"\x08cut", headers=headers), 400, "malformed_multipart")
@@ -270,7 +270,7 @@ def test_progress_and_what_a_study_waits_for(http: httpx.Client, database: Datab
     progress = http.get(address).json()["progress"]
     assert (progress["done"], progress["total"], progress["unit"]) == (1, 4, "layers")
     assert progress["eta_s"] >= 0
-    assert claims.succeed(database, held, outputs=[], summary={}, publish=False)
+    assert claims.succeed(database, held, outputs=[], summary={})
     finish(database, study["id"], "scan")
     with database.write() as session:
         from service.store.fleet import worker_gone
@@ -402,7 +402,9 @@ def test_every_operation_declares_problems(http: httpx.Client) -> None:
     assert len(operations) >= 18
     for operation in operations:
         for status in ("400", "404", "409", "413", "415", "422", "500"):
-            assert list(operation["responses"][status]["content"]) == ["application/problem+json"]
+            assert operation["responses"][status] == {"$ref": f"#/components/responses/Problem{status}"}
+            declared = openapi["components"]["responses"][f"Problem{status}"]
+            assert list(declared["content"]) == ["application/problem+json"]
     assert "HTTPValidationError" not in json.dumps(openapi)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from service.queue.outbox import publish_due
 from service.store.database import Database, database_now
 from service.store.migrate import is_current, migrate
 from service.store.models import ArtifactRow, Base, EventRow, ModelRow, StageRow, StudyRow
-from service.store.studies import create_study, now, request_cancel
+from service.store.stages import create_study
+from service.store.studies import now, request_cancel
 from service.studies.plan import plan_study
 from tests.service.stack import SentMessages
 from workers import claims
@@ -25,13 +27,16 @@ from workers.claims import Beat, Claim, OutputFile
 
 ERROR = {"category": "user", "code": "op_unsupported", "message": "Loop", "hint": "", "stage": "check"}
 
+SEEDS = itertools.count()
+"""No two studies ask the same, so none shares a stage with another."""
+
 
 def new_study(database: Database, targets: int = 1, max_attempts: int = 3) -> str:
     spec: dict[str, Any] = {
         "model": "model_1",
         "dataset": None,
         "targets": [{"hardware": f"hw{index}", "budgets": {"latency_ms": "0.6x"}} for index in range(targets)],
-        "seed": 0,
+        "seed": next(SEEDS),
         "options": {},
     }
     with database.write() as session:
@@ -60,9 +65,8 @@ def claimed(database: Database, study_id: str, name: str, lease_s: float = 60.0)
 
 def finish(database: Database, study_id: str, name: str, **summary: Any) -> None:
     held = claimed(database, study_id, name)
-    publish = name.startswith("evaluate")
     output = OutputFile("report.json", "ab" * 32, 2, "application/json")
-    assert claims.succeed(database, held, outputs=[output], summary=summary, publish=publish)
+    assert claims.succeed(database, held, outputs=[output], summary=summary)
 
 
 def expire(database: Database, stage_id: str) -> None:
@@ -109,16 +113,17 @@ def test_a_study_goes_through_its_stages_to_success(database: Database) -> None:
     study_id = new_study(database, targets=2)
     states = {name: row.state for name, row in stages_of(database, study_id).items()}
     assert states == {
-        "check": "queued", "scan": "blocked", "measure0": "blocked", "measure1": "blocked", "solve": "blocked",
-        "evaluate0": "blocked", "evaluate1": "blocked",
+        "check": "queued", "scan": "blocked", "measure0": "blocked", "measure1": "blocked", "solve0": "blocked",
+        "solve1": "blocked", "evaluate0": "blocked", "evaluate1": "blocked",
     }  # fmt: skip
     finish(database, study_id, "check")
     assert study_of(database, study_id).state == "running"
     for name in ("scan", "measure0"):
         finish(database, study_id, name)
-        assert stages_of(database, study_id)["solve"].state == "blocked"
+        assert stages_of(database, study_id)["solve1"].state == "blocked"
+    finish(database, study_id, "solve0")
     finish(database, study_id, "measure1")
-    finish(database, study_id, "solve")
+    finish(database, study_id, "solve1")
     finish(database, study_id, "evaluate1", verdicts=[{"verdict": "infeasible"}])
     assert study_of(database, study_id).verdicts is None
     finish(database, study_id, "evaluate0", verdicts=[{"verdict": "chosen"}])
@@ -156,11 +161,11 @@ def test_the_last_two_finishers_release_what_waits(database: Database) -> None:
 
         def end(one: Claim, start: threading.Barrier = start) -> bool:
             start.wait()
-            return claims.succeed(database, one, outputs=[], summary={}, publish=False)
+            return claims.succeed(database, one, outputs=[], summary={})
 
         with ThreadPoolExecutor(2) as pool:
             assert all(pool.map(end, held))
-        assert stages_of(database, study_id)["solve"].state == "queued"
+        assert stages_of(database, study_id)["solve0"].state == "queued"
 
 
 def test_nothing_to_claim_is_quiet(database: Database) -> None:
@@ -203,12 +208,12 @@ def test_an_expired_lease_goes_to_another_and_the_zombie_is_refused(database: Da
     assert claims.beat(database, zombie, lease_s=60) is Beat.LOST
     assert claims.beat(database, zombie, lease_s=60, progress={"done": 9}) is Beat.LOST
     assert not claims.set_input_key(database, zombie, "late")
-    assert not claims.succeed(database, zombie, outputs=[], summary={}, publish=True)
+    assert not claims.succeed(database, zombie, outputs=[], summary={})
     assert not claims.fail(database, zombie, ERROR)
     assert not claims.cancel(database, zombie)
     assert not claims.give_back(database, zombie, ERROR, backoff_s=0)
     assert study_of(database, study_id).version == version
-    assert claims.succeed(database, heir, outputs=[], summary={}, publish=False)
+    assert claims.succeed(database, heir, outputs=[], summary={})
 
 
 def test_a_stage_that_kills_its_workers_fails_after_its_last_attempt(database: Database) -> None:
@@ -244,7 +249,7 @@ def test_a_stage_put_back_keeps_its_attempts(database: Database) -> None:
     stage = stages_of(database, study_id)["check"]
     assert (stage.state, stage.attempt, stage.published_at) == ("queued", 0, None)
     assert study_of(database, study_id).state == "queued"
-    assert not claims.succeed(database, held, outputs=[], summary={}, publish=False)
+    assert not claims.succeed(database, held, outputs=[], summary={})
     finish(database, study_id, "check")
 
 
@@ -321,7 +326,7 @@ def test_finished_twin_is_found_by_input(database: Database) -> None:
     assert claims.set_input_key(database, held, "key")
     assert claims.finished_twin(database, "key") is None
     output = OutputFile("graph.json", "cd" * 32, 3)
-    assert claims.succeed(database, held, outputs=[output], summary={"layers": 2}, publish=False)
+    assert claims.succeed(database, held, outputs=[output], summary={"layers": 2})
     assert claims.finished_twin(database, "key") == (held.stage_id, [output], {"layers": 2})
 
 
@@ -356,11 +361,11 @@ def test_random_deaths_doubles_and_zombies_still_end_every_study(database: Datab
             if dice.random() < 0.5:
                 claims.reap(database, backoff_s=0)
         else:
-            assert claims.succeed(database, held, outputs=[], summary={}, publish=False)
+            assert claims.succeed(database, held, outputs=[], summary={})
         for zombie in zombies:
             reaped = stages_by_id(database, zombie.stage_id).fence != zombie.fence
             if reaped:
-                late_writes += claims.succeed(database, zombie, outputs=[], summary={"late": True}, publish=False)
+                late_writes += claims.succeed(database, zombie, outputs=[], summary={"late": True})
     assert late_writes == 0
     assert {study_of(database, one).state for one in studies} == {"succeeded"}
     with database.read() as session:

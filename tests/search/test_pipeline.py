@@ -172,7 +172,7 @@ def test_device_that_is_not_here_is_planned_by_size_and_says_what_was_not_measur
 @pytest.mark.parametrize(
     "change, code",
     [
-        ({"targets": [{"hardware": "fake"}]}, "bad_study"),
+        ({"targets": [{"hardware": "fake", "budgets": {"size_bytes": 9}, "tolerance": {"loss": 1}}]}, "bad_study"),
         ({"targets": [{"hardware": "no-such-board", "budgets": {"size_bytes": 9}}]}, "hardware_unknown"),
         ({"options": {"pins": {"no such layer": "w8a8"}}}, "layer_unknown"),
         ({"targets": [{"hardware": "fake", "operating_point": {"batch": 0}}]}, "bad_operating_point"),
@@ -184,6 +184,12 @@ def test_wrong_requests_are_refused_before_anything_is_computed(
     with pytest.raises((SearchError, KernelsError)) as refused:
         STAGES["check"]({**spec(BUDGETS), **change}, scanned, QUIET)
     assert refused.value.code == code
+
+
+def test_targets_without_a_goal_cannot_be_solved(scanned: Path) -> None:
+    with pytest.raises(BadSubmission) as refused:
+        STAGES["solve"](spec(), scanned, QUIET)
+    assert refused.value.code == "bad_study"
 
 
 def test_study_without_model_says_so(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_queues_workers_and_studies(http: httpx.Client, settings: Settings, data
     assert told["bitwright_worker_up", (("host", "here"), ("version", "0"), ("worker", "worker_test"))] == 0
     assert told["bitwright_queue_workers", (("queue", "check"),)] == 0
 
-    assert claims.succeed(database, held, outputs=[], summary={}, publish=False)
+    assert claims.succeed(database, held, outputs=[], summary={})
     told = scraped(http)
     labels = (("kind", "check"), ("state", "succeeded"))
     assert told["bitwright_stage_seconds_count", labels] == 1

@@ -94,11 +94,44 @@ def check(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, A
     return result(folder, {"graph.json": {"size_bytes": size}}, layers=2)
 
 
+ROWS = 4
+
+
+def scan_row(row: int, spec: dict[str, Any], folder: Path) -> None:
+    """One row of a scan, kept in `saved/` and never computed where it lies there already."""
+    (folder / "saved").mkdir(exist_ok=True)
+    path = folder / "saved" / f"row_{row}.json"
+    if path.exists():
+        return
+    asked = spec["options"].get("tiny", {})
+    if "rows" in asked:
+        with open(asked["rows"], "a") as computed:
+            computed.write(f"{row}\n")
+        time.sleep(float(asked.get("row_s", 0)))
+    if asked.get("die_at_row") == row and not Path(asked["once"]).exists():
+        if Path(asked["once"]).parent.exists():  # else it dies each time
+            Path(asked["once"]).write_text("been here")
+        os._exit(9)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"row": row}))
+    partial.rename(path)
+
+
+def scan_shard(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    misbehave("scan_shard", spec, folder, progress)
+    index, count = spec["shard"]
+    for row in range(index, ROWS, count):
+        scan_row(row, spec, folder)
+        progress(row, ROWS, "candidates", f"layer {row}")
+    return result(folder, {})
+
+
 def scan(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
     assert all("budgets" not in target for target in spec["targets"])
     misbehave("scan", spec, folder, progress)
-    for done in range(4):
-        progress(done + 1, 4, "candidates", f"layer {done}")
+    for row in range(ROWS):
+        scan_row(row, spec, folder)
+        progress(row + 1, ROWS, "candidates", f"layer {row}")
     size = json.loads((folder / "graph.json").read_text())["size_bytes"]
     done = result(folder, {"sensitivity.json": {"a": size * 0.01}})
     misbehave("scan output", spec, folder, progress)
@@ -107,19 +140,19 @@ def scan(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, An
 
 def measure(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
     misbehave("measure", spec, folder, progress)
-    return result(folder, {f"latency_{spec['target']}.json": {"a": 10.0 + spec["target"]}})
+    return result(folder, {"latency_0.json": {"a": 10.0}})
 
 
 def solve(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
     misbehave("solve", spec, folder, progress)
-    latencies = [json.loads((folder / f"latency_{i}.json").read_text())["a"] for i in range(len(spec["targets"]))]
-    return result(folder, {"allocation.json": {"latencies": latencies}})
+    latency = json.loads((folder / "latency_0.json").read_text())["a"]
+    return result(folder, {"plans_0.json": plans(spec["targets"][0], latency), "question_0.npz": "the question"})
 
 
 def evaluate(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
     misbehave("evaluate", spec, folder, progress)
-    target = spec["target"]
-    hardware = spec["targets"][target]["hardware"]
+    (target,) = spec["targets"]
+    hardware = target["hardware"]
     hostile = "<img src=x onerror=window.hacked=1>{a|b}</script>"
     return result(
         folder,
@@ -127,12 +160,38 @@ def evaluate(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str
             "report.json": {"schema_version": 1, "loss": {"unit": "nats"}, "targets": [document(hardware, hostile)]},
             "report.html": "<!doctype html><title>report</title><p>tiny",
             "front.json": [{"hardware": hardware, "front": FRONT, "assemblies": []}],
-            f"bit_plan_{target}.json": {"layers": []},
-            f"session_options_{target}.json": {},
-            f"artifact_{target}.onnx": "x" * 1000,
+            "bit_plan_0.json": {"layers": []},
+            "session_options_0.json": {},
+            "artifact_0.onnx": "x" * 1000,
         },
         verdicts=[{"hardware": hardware, "verdict": "chosen", "chosen": hostile, "sentence": f"{hostile} is chosen."}],
     )
+
+
+def plans(target: dict[str, Any], latency: float) -> dict[str, Any]:
+    """What a solve leaves of one target, as search writes it; costs of the front in microseconds."""
+    front = [{**point, "cost": 1000 * point["cost"], "gap": 0.0} for point in FRONT]
+    plan = {
+        "name": "gauss_newton", "source": "metric", "metric": "gauss_newton", "precisions": {"a": "w4a8", "b": "w8a8"},
+        "predicted": {"latency_ms": latency}, "surrogate_loss": 0.03, "gap": 0.0,
+    }  # fmt: skip
+    return {
+        "plans": [plan], "limits": {"latency_ms": 1.8}, "front": front, "front_resource": "latency_us",
+        "front_metric": "gauss_newton", "full_precision": {"latency_ms": 3.0, "size_bytes": 40_000}, "infeasible": None,
+        "same_as": {}, "hardware": target["hardware"],
+    }  # fmt: skip
+
+
+def answer(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str, Any]:
+    misbehave("answer", spec, folder, progress)
+    (target,) = spec["targets"]
+    assert (folder / "question_0.npz").read_text() == json.dumps("the question").strip('"')
+    found = {
+        "hardware": target["hardware"], "metric": spec.get("metric") or "gauss_newton", "limits": target["budgets"],
+        "precisions": {"a": "w4a8"}, "predicted": {"latency_ms": 1.0}, "surrogate_loss": 0.2, "gap": 0.0,
+        "infeasible": None,
+    }  # fmt: skip
+    return result(folder, {"answer.json": found}, answer=found)
 
 
 FRONT = [
@@ -181,4 +240,7 @@ def document(hardware: str, hostile: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-STAGES = {"check": check, "scan": scan, "measure": measure, "solve": solve, "evaluate": evaluate}
+STAGES = {
+    "check": check, "scan_shard": scan_shard, "scan": scan, "measure": measure, "solve": solve, "evaluate": evaluate,
+    "answer": answer,
+}  # fmt: skip
