@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     )
     worker_silent_s: float = Field(default=30.0, gt=0, description="A worker unheard of for this long counts as gone.")
 
+    sandbox: Literal["auto", "namespaces", "rlimits", "off"] = Field(
+        default="auto",
+        description="Isolation of stages: `auto` is the best this machine allows; a worker without the named one ends.",
+    )
     stage_wall_s: float = Field(default=7200.0, gt=0, description="Longest wall time of one stage.")
     stage_memory_bytes: int = Field(
         default_factory=lambda: max(LEAST_STAGE_MEMORY_BYTES, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),

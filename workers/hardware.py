@@ -81,8 +81,9 @@ class Announcement:
     sandbox: str
 
     @classmethod
-    def of_this_machine(cls, queues: list[str], profiles: list[dict[str, Any]]) -> Announcement:
-        return cls(new_id("worker"), socket.gethostname(), tuple(queues), tuple(profiles), isolation_level())
+    def of_this_machine(cls, queues: list[str], profiles: list[dict[str, Any]], sandbox: str = "auto") -> Announcement:
+        level = isolation_level(sandbox)
+        return cls(new_id("worker"), socket.gethostname(), tuple(queues), tuple(profiles), level)
 
     def enter(self, database: Database) -> None:
         with database.write() as session:

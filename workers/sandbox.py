@@ -3,10 +3,11 @@
 | level        | what holds                                                                              |
 |--------------|-----------------------------------------------------------------------------------------|
 | `namespaces` | own user, network (unreachable) and PID namespace: killing its init kills every process |
-| `rlimits`    | limits, own session, dies with the supervisor; a double fork could survive              |
+| `rlimits`    | limits, own session, dies with the supervisor, which adopts and ends what forks away    |
+| `off`        | own session only: for systems without these calls, and for an operator who says so      |
 
-Both levels: empty working folder, scrubbed environment, no new privileges, limits on address space, CPU time,
-file size, open files, and no core dump.
+The first two: no new privileges, limits on address space, CPU time, file size, open files, and no core dump. All:
+empty working folder and scrubbed environment.
 """
 
 from __future__ import annotations
@@ -17,16 +18,22 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 _NAMESPACES = ("unshare", "--net", "--map-root-user", "--pid", "--fork", "--kill-child")
 _WITH_PROC = (*_NAMESPACES, "--mount-proc")
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
+_PR_SET_CHILD_SUBREAPER = 36
 OPEN_FILES = 1024
 PROCESSES = 4096
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,9 +60,39 @@ def namespace_prefix() -> tuple[str, ...]:
     return ()
 
 
-def isolation_level() -> str:
-    """`namespaces` or `rlimits`: what children get on this machine."""
-    return "namespaces" if namespace_prefix() else "rlimits"
+class SandboxUnavailable(Exception):
+    """The operator demands an isolation this machine does not allow."""
+
+
+def isolation_level(wish: str = "auto") -> str:
+    """`namespaces`, `rlimits` or `off`: what children get here. Raises `SandboxUnavailable` for a wish that fails."""
+    if wish == "off" or sys.platform != "linux":
+        if wish in ("namespaces", "rlimits"):
+            raise SandboxUnavailable(f"{wish} exist on Linux only, this is {sys.platform}")
+        return "off"
+    if wish == "rlimits":
+        return "rlimits"
+    if namespace_prefix():
+        return "namespaces"
+    if wish == "namespaces":
+        raise SandboxUnavailable("this machine forbids user namespaces, or lacks the program unshare")
+    return "rlimits"
+
+
+def hide_environment() -> None:
+    """Keep other processes of this user, stage children among them, from reading this one's variables and memory."""
+    if sys.platform == "linux":
+        _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+_owns_orphans = False
+
+
+def own_orphans() -> None:
+    """Say that this process has no children but stages: what a stage forks away comes to it and is ended with it."""
+    global _owns_orphans
+    if sys.platform == "linux":
+        _owns_orphans = _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
 
 
 def child_environment(threads: int, code_folder: Path) -> dict[str, str]:
@@ -73,21 +110,30 @@ def child_environment(threads: int, code_folder: Path) -> dict[str, str]:
 
 
 def start_child(
-    argv: Sequence[str], *, folder: Path, environment: dict[str, str], limits: Limits, log: IO[bytes], pipe_fd: int
+    argv: Sequence[str],
+    *,
+    folder: Path,
+    environment: dict[str, str],
+    limits: Limits,
+    log: IO[bytes],
+    pipe_fd: int,
+    level: str = "auto",
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in `folder`; `pipe_fd` stays open in it, output goes to `log`.
+    """Start `argv` in `folder`; `pipe_fd` stays open in it, output goes to `log`. `level` as in `isolation_level`.
 
     Call it from a thread that lives as long as the child: the child dies with the thread that forked it.
     """
+    level = isolation_level(level)
+    prefix = namespace_prefix() if level == "namespaces" else ()
     return subprocess.Popen(
-        [*namespace_prefix(), *argv],
+        [*prefix, *argv],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
         cwd=folder,
         env=environment,
         pass_fds=(pipe_fd,),
-        preexec_fn=_restrict(limits, os.getpid()),
+        preexec_fn=os.setsid if level == "off" else _restrict(limits, os.getpid()),
     )
 
 
@@ -123,4 +169,19 @@ def kill_child(child: subprocess.Popen[bytes]) -> int:
             os.killpg(child.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass  # gone between the poll and the signal
-    return child.wait()
+    status = child.wait()
+    if _owns_orphans:
+        end_orphans()
+    return status
+
+
+def end_orphans() -> int:
+    """Kill every process below this one, until there is none; returns how many. For `own_orphans` processes only."""
+    ended = 0
+    while family := psutil.Process().children(recursive=True):
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+                ended += 1
+        psutil.wait_procs(family, timeout=5.0)
+    return ended

@@ -30,6 +30,7 @@ from workers.liveness import Watchdog
 from workers.patience import patiently
 from workers.processes import ManagedProcess, end_all
 from workers.reaper import Reaper, run_reaper
+from workers.sandbox import SandboxUnavailable, hide_environment
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(keys_cli.app, name="keys")
@@ -118,9 +119,14 @@ def worker(
     """Announce this machine's hardware and take stages from its queues. Reads BITWRIGHT_* only."""
     _log_to_stderr()
     settings = process_settings()
+    hide_environment()
     profiles = probe_profiles(settings.kernels, settings.hardware)
     queues = queues_for(profiles)
-    announcement = Announcement.of_this_machine(queues, profiles)
+    try:
+        announcement = Announcement.of_this_machine(queues, profiles, settings.sandbox)
+    except SandboxUnavailable as error:
+        typer.echo(f"BITWRIGHT_SANDBOX={settings.sandbox}: {error}", err=True)
+        raise typer.Exit(2) from None
     database = Database(settings.resolved_database_url)
     with _ending() as ended:
         if not _enter(announcement, database, ended):

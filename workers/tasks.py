@@ -17,6 +17,7 @@ from service.queue.outbox import Sender, celery_sender, publish_due
 from service.settings import Settings, process_settings
 from service.store.database import Database
 from workers.celery_app import celery_app
+from workers.sandbox import own_orphans
 from workers.supervisor import Supervisor
 
 # One byte that the worker and its pool processes share, since they are forked after this line: set when the worker
@@ -79,6 +80,7 @@ _pool_process = _PoolProcess()
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _begin_pool_process(**_: object) -> None:
     parts.cache_clear()
+    own_orphans()
     signal.signal(signal.SIGTERM, _pool_process.on_sigterm)
 
 
