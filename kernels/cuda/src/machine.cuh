@@ -202,3 +202,10 @@ DEVICE u32 half2_fused_multiply_add(u32 x, u32 y, u32 z) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;\n" : "=r"(r) : "r"(x), "r"(y), "r"(z));
   return r;
 }
+#if __CUDA_ARCH__ >= 800
+DEVICE u32 bfloat162_fused_multiply_add(u32 x, u32 y, u32 z) {
+  u32 r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(r) : "r"(x), "r"(y), "r"(z));
+  return r;
+}
+#endif

@@ -39,3 +39,28 @@ DEVICE bool gather_slices(Value (&values)[TILES][4], Value* partial, u32* arriva
   __syncthreads();  // the flag's place is free again
   return true;
 }
+
+// The same for sums that lie in shared memory: ROWS x COLUMNS floats, PITCH from row to row, complete behind a barrier.
+//
+//   partial     [tile][slice][row][column]
+template <int ROWS, int COLUMNS, int PITCH, int THREADS>
+DEVICE bool gather_shared_slices(float* sums, float* partial, u32* arrivals, s32 tile, s32 slice, s32 slices, u32* flag) {
+  constexpr s64 PER_SLICE = ROWS * COLUMNS;
+  float* all = partial + static_cast<s64>(tile) * slices * PER_SLICE;
+  for (int i = threadIdx.x; i < PER_SLICE; i += THREADS) {
+    all[slice * PER_SLICE + i] = sums[i / COLUMNS * PITCH + i % COLUMNS];
+  }
+  fence_device();
+  __syncthreads();
+  if (threadIdx.x == 0) *flag = count_in_memory(arrivals + tile, slices);
+  __syncthreads();
+  if (!*flag) return false;
+  fence_device();
+  for (int i = threadIdx.x; i < PER_SLICE; i += THREADS) {
+    float sum = 0.0f;
+    for (s32 s = 0; s < slices; ++s) sum = add(sum, from_l2(all + s * PER_SLICE + i));
+    sums[i / COLUMNS * PITCH + i % COLUMNS] = sum;
+  }
+  __syncthreads();
+  return true;
+}

@@ -325,6 +325,21 @@ DEVICE u32 half2_subtract(u32 x, u32 y) { SIMT_PAIRWISE(a - b) }
 DEVICE u32 half2_fused_multiply_add(u32 x, u32 y, u32 z) {
   SIMT_PAIRWISE(a * b + simt::half_value(static_cast<u16>(z >> (16 * i))))
 }
+#if __CUDA_ARCH__ >= 800
+// Exact for the small integers that kernels convert; a result that bfloat16 cannot hold is an error and not rounded.
+DEVICE u32 bfloat162_fused_multiply_add(u32 x, u32 y, u32 z) {
+  u32 result = 0;
+  for (unsigned i = 0; i < 32; i += 16) {
+    const float exact = simt::bfloat16_value(static_cast<u16>(x >> i)) * simt::bfloat16_value(static_cast<u16>(y >> i)) +
+                        simt::bfloat16_value(static_cast<u16>(z >> i));
+    u32 bits;
+    memcpy(&bits, &exact, 4);
+    if (bits & 0xffff) simt::fail("bfloat16 cannot hold %g", static_cast<double>(exact));
+    result |= bits >> 16 << i;
+  }
+  return result;
+}
+#endif
 
 // Blocks run one after another, so atomic operations are plain ones.
 template <class T>
