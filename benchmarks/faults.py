@@ -41,7 +41,8 @@ def run_stack(name: str, cases: list[Case]) -> tuple[list[Outcome], list[str]]:
         stack.start()
         for case in cases:
             outcome = run_case(stack, case)
-            print(f"{case.name}: {outcome.state} in {outcome.seconds:.1f} s {outcome.problem}", file=sys.stderr)
+            wrong = [*outcome.duplicated, *outcome.computed_again, outcome.problem]
+            print(case.name, outcome.state, f"{outcome.seconds:.1f} s", *wrong, file=sys.stderr)
             outcomes.append(outcome)
         for role in ("worker", "reaper", "api"):
             stack.end(role)

@@ -218,6 +218,7 @@ class Supervisor:
                     limits=limits,
                     log=child_log,
                     pipe_fd=writer,
+                    level=settings.sandbox,
                 )
             finally:
                 os.close(writer)

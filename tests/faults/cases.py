@@ -17,15 +17,18 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from service.store.models import ArtifactRow, EventRow, StageRow, StudyRow
-from tests.faults.running_stack import PostgresStack, SqliteStack, Stack, wait_until
+from service.store.models import ArtifactRow, EventRow, SavedPartRow, StageRow, StudyRow
+from tests.faults.running_stack import PostgresStack, Stack, wait_until
 
 MID_STAGE = "mid-stage"
 OUTPUT_WRITTEN = "output written"
+PARTS_SAVED = "parts saved"
+HOLD_AT_ROW = 2
 STATE_POINTS = {
     "before a claim": "before_claim",
     "output, no commit": "before_commit",
     "inside the commit": "inside_commit",
+    "committed, not told": "before_wake",
     "after the commit": "after_commit",
 }
 DOWN_S = 0.3
@@ -224,6 +227,13 @@ def end_worker_gracefully(stack: Stack) -> Aftermath:
     return start
 
 
+def end_worker_group_gracefully(stack: Stack) -> Aftermath:
+    """SIGTERM to every process of the worker, as systemd sends it."""
+    for pid in stack.pool_processes():
+        os.kill(pid, signal.SIGTERM)
+    return end_worker_gracefully(stack)
+
+
 FAULTS: dict[str, Callable[[Stack], Aftermath]] = {
     "kill -9 child": kill_child,
     "kill -9 pool process": kill_pool_process,
@@ -239,29 +249,31 @@ FAULTS: dict[str, Callable[[Stack], Aftermath]] = {
     "garbage in the queue": plant_garbage,
     "SIGSTOP > lease, SIGCONT": stop_worker_beyond_the_lease,
     "SIGTERM worker": end_worker_gracefully,
+    "SIGTERM worker group": end_worker_group_gracefully,
 }
 
 
 def matrix() -> list[Case]:
     """Every cell that means something."""
-    before, output, inside, after = STATE_POINTS
-    at_worker = (before, MID_STAGE, output, inside, after)
+    before, output, inside, untold, after = STATE_POINTS
+    at_worker = (before, MID_STAGE, PARTS_SAVED, output, inside, untold, after)
     cells: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
-        ("kill -9 child", (MID_STAGE, OUTPUT_WRITTEN), BOTH),  # before and after these there is none
+        ("kill -9 child", (MID_STAGE, PARTS_SAVED, OUTPUT_WRITTEN), BOTH),  # before and after these there is none
         ("kill -9 pool process", at_worker, BOTH),
-        ("kill -9 worker group", (before, MID_STAGE, OUTPUT_WRITTEN, output, inside, after), BOTH),
+        ("kill -9 worker group", (*at_worker, OUTPUT_WRITTEN), BOTH),
         ("kill -9 API", (before, MID_STAGE, output, inside, after), BOTH),
         ("kill -9 reaper + worker", (before, MID_STAGE, output), BOTH),
         ("kill -9 Redis", (before, MID_STAGE, output, after), ("postgresql",)),
         ("kill -9 PostgreSQL", at_worker, ("postgresql",)),
         ("PostgreSQL away > lease", (MID_STAGE, output), ("postgresql",)),
-        ("power cut", (before, MID_STAGE, output, inside), BOTH),
+        ("power cut", (before, MID_STAGE, PARTS_SAVED, output, inside), BOTH),
         ("messages dropped", (before, MID_STAGE, output), BOTH),
         ("messages doubled", (before, MID_STAGE, output), BOTH),
         ("garbage in the queue", (before, MID_STAGE), BOTH),
-        ("SIGSTOP > lease, SIGCONT", (before, MID_STAGE, output), BOTH),
+        ("SIGSTOP > lease, SIGCONT", (before, MID_STAGE, PARTS_SAVED, output), BOTH),
         ("SIGSTOP > lease, SIGCONT", (inside,), ("postgresql",)),  # on SQLite it would hold the only write lock
-        ("SIGTERM worker", (before, MID_STAGE, output, after), BOTH),
+        ("SIGTERM worker", (before, MID_STAGE, PARTS_SAVED, output, after), BOTH),
+        ("SIGTERM worker group", (MID_STAGE,), BOTH),
     ]
     return [Case(fault, point, stack) for fault, points, stacks in cells for stack in stacks for point in points]
 
@@ -295,19 +307,33 @@ def run_case(stack: Stack, case: Case) -> Outcome:
 
 
 def _submit_and_reach(stack: Stack, case: Case, ledger: Path) -> str:
-    once, until = stack.points / "once", stack.points / "go.hold"
-    tiny: dict[str, object] = {"ledger": str(ledger)}
+    """A study of which a process stands at the case's point."""
+    rows = ledger.with_name("rows")
+    tiny: dict[str, object] = {"ledger": str(ledger), "rows": str(rows)}
     if case.point in STATE_POINTS:
         point = STATE_POINTS[case.point]
         stack.arm(point)
         study_id = stack.submit(**tiny)
         stack.await_point(point)
         return study_id
-    kind = "scan" if case.point == MID_STAGE else "scan output"
-    study_id = stack.submit(**tiny, kind=kind, how="hold", once=str(once), until=str(until))
+    once = stack.points / "once"
+    tiny |= {"once": str(once), "until": str(stack.points / "go.hold")}
+    if case.point == PARTS_SAVED:
+        study_id = stack.submit(**tiny, hold_at_row=HOLD_AT_ROW)
+        wait_until("parts are saved", lambda: _parts(stack, study_id) >= HOLD_AT_ROW)
+    else:
+        kind = "scan" if case.point == MID_STAGE else "scan output"
+        study_id = stack.submit(**tiny, kind=kind, how="hold")
     wait_until("the stage holds", once.exists)
     (stack.points / "at.hold").touch()
     return study_id
+
+
+def _parts(stack: Stack, study_id: str) -> int:
+    """How many parts of the study's work are kept."""
+    mine = select(StageRow.saved_key).where(StageRow.study_id == study_id)
+    with stack.database.read() as session:
+        return session.scalar(select(func.count()).where(SavedPartRow.saved_key.in_(mine))) or 0
 
 
 def _judge(stack: Stack, study_id: str, case: Case, ledger: Path, outcome: Outcome) -> None:
@@ -324,11 +350,14 @@ def _judge(stack: Stack, study_id: str, case: Case, ledger: Path, outcome: Outco
     ends = Counter(f"{event.data['stage']} {event.data['target']}" for event in finished)
     outcome.duplicated = [name for name, count in ends.items() if count > 1]
     outcome.duplicated += [name for name, count in files if count > 1]
-    hit = "scan" if case.point in (MID_STAGE, OUTPUT_WRITTEN) else "check"
-    computed = Counter(ledger.read_text().split())
-    # The stage that was hit may be done again, but not when its end was committed, and no other ever.
-    allowed = {hit: 1 if case.point == "after the commit" else 2}
-    outcome.computed_again = [kind for kind, count in computed.items() if count > allowed.get(kind, 1)]
+    # The stage that was hit may be begun again, but not when its end was committed, and no other ever.
+    hit = "check" if case.point in STATE_POINTS else "scan"
+    allowed = {} if case.point in ("after the commit", "committed, not told") else {hit: 2}
+    begun = Counter(line for line in ledger.read_text().splitlines() if line != "scan output")
+    outcome.computed_again = [kind for kind, count in begun.items() if count > allowed.get(kind, 1)]
+    if case.point == PARTS_SAVED:
+        rows = Counter(ledger.with_name("rows").read_text().split())
+        outcome.computed_again += [f"row {row}" for row, count in rows.items() if int(row) < HOLD_AT_ROW and count > 1]
     if case.fault == "SIGTERM worker" and outcome.attempts > 1:
         outcome.problem = "an orderly end was counted as a failed attempt"
 
@@ -344,6 +373,3 @@ def orphans(stack: Stack) -> list[str]:
     """Command lines of processes that belong to this stack's stages."""
     listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if f"{stack.settings.data_folder.absolute()}/stages/" in line]
-
-
-__all__ = ["BOTH", "FAULTS", "Case", "Outcome", "SqliteStack", "matrix", "orphans", "run_case"]

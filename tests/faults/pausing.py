@@ -21,8 +21,6 @@ import workers.claims as claims
 from service.store.models import EventRow
 from workers import server_cli
 
-POINTS = ("before_claim", "before_commit", "inside_commit", "after_commit", "before_answer")
-
 
 def pause(point: str) -> None:
     folder = Path(os.environ["FAULT_FOLDER"])
@@ -66,6 +64,7 @@ def _in_transaction(session: Session) -> None:
 def install() -> None:
     claims.claim = _around(claims.claim, before="before_claim")
     claims.succeed = _around(claims.succeed, before="before_commit", after="after_commit")
+    claims.wake_followers = _around(claims.wake_followers, before="before_wake")  # type: ignore[attr-defined]
     import service.studies.router as studies
 
     studies._seen = _around(studies._seen, before="before_answer")

@@ -112,6 +112,9 @@ def scan_row(row: int, spec: dict[str, Any], folder: Path) -> None:
         if Path(asked["once"]).parent.exists():  # else it dies each time
             Path(asked["once"]).write_text("been here")
         os._exit(9)
+    if asked.get("hold_at_row") == row and not Path(asked["once"]).exists():
+        Path(asked["once"]).write_text("been here")
+        await_file(asked["until"])
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"row": row}))
     partial.rename(path)
