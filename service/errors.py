@@ -16,11 +16,14 @@ from sqlalchemy import exc as database_errors
 from starlette.exceptions import HTTPException
 
 from service.blobs import BlobMissing, BlobStoreAway
+from service.store.database import is_outage
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 DATABASE_RETRY_S = 2.0
+SQLITE_FULL = 13
+POSTGRESQL_FULL = "53100"
 DECLARED_STATUSES = (400, 401, 403, 404, 405, 408, 409, 410, 413, 415, 416, 422, 500, 503, 507)
 
 
@@ -135,10 +138,9 @@ def _of_database(error: Exception) -> Problem | None:
     if isinstance(error, database_errors.DataError):
         detail = "a value cannot be stored: a NUL character, or a number out of range"
         return Problem(422, "invalid_request", detail, hint="send plain text and numbers of at most 63 bits")
-    if isinstance(error, database_errors.OperationalError) and "full" in str(error.orig):
+    if _is_full(error):
         return storage_full()
-    away = (database_errors.OperationalError, database_errors.InterfaceError, database_errors.TimeoutError)
-    if isinstance(error, away):
+    if is_outage(error):
         return Problem(
             503,
             "database_unavailable",
@@ -147,6 +149,13 @@ def _of_database(error: Exception) -> Problem | None:
             retry_after_s=DATABASE_RETRY_S,
         )
     return None
+
+
+def _is_full(error: Exception) -> bool:
+    origin = getattr(error, "orig", None)
+    return (getattr(origin, "sqlite_errorcode", 0) & 0xFF) == SQLITE_FULL or (
+        getattr(origin, "sqlstate", None) == POSTGRESQL_FULL
+    )
 
 
 def install_error_handlers(app: FastAPI) -> None:
