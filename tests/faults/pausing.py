@@ -9,6 +9,7 @@ In the folder `FAULT_FOLDER`, a file `arm.<point>` makes the next process that c
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,15 +62,16 @@ def _in_transaction(session: Session) -> None:
         pause("inside_commit")
 
 
-def install() -> None:
+def install(role: str) -> None:
     claims.claim = _around(claims.claim, before="before_claim")
     claims.succeed = _around(claims.succeed, before="before_commit", after="after_commit")
     claims.wake_followers = _around(claims.wake_followers, before="before_wake")  # type: ignore[attr-defined]
-    import service.studies.router as studies
+    if role == "api":
+        import service.studies.router as studies
 
-    studies._seen = _around(studies._seen, before="before_answer")
+        studies._seen = _around(studies._seen, before="before_answer")
 
 
 if __name__ == "__main__":
-    install()
+    install(sys.argv[1])
     server_cli.app()

@@ -44,7 +44,7 @@ def wait_until(what: str, holds: Callable[[], Any], limit_s: float = 30.0) -> An
 class Stack:
     """Processes by role, the client of their API, and a folder for all they keep."""
 
-    name = ""
+    key = ""
 
     def __init__(self, **changes: object) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bitwright-stack-"))
@@ -210,7 +210,7 @@ class Stack:
 class SqliteStack(Stack):
     """SQLite and a folder of messages, as `bitwright-server up` has them."""
 
-    name = "sqlite + folder"
+    key = "sqlite"
 
     @property
     def broker_folder(self) -> Path:
@@ -220,7 +220,7 @@ class SqliteStack(Stack):
 class PostgresStack(Stack):
     """PostgreSQL and Redis, as production has them."""
 
-    name = "postgresql + redis"
+    key = "postgresql"
 
     def __init__(self, **changes: object) -> None:
         self.postgres = PostgresServer()
@@ -241,7 +241,7 @@ class PostgresStack(Stack):
         self.postgres.stop()
 
 
-STACKS: dict[str, type[Stack]] = {"sqlite": SqliteStack, "postgresql": PostgresStack}
+STACKS: dict[str, type[Stack]] = {stack.key: stack for stack in (SqliteStack, PostgresStack)}
 
 
 def _children(parent: int) -> list[int]:
