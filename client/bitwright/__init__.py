@@ -7,8 +7,10 @@ study = client.wait(study.id)
 client.download(study.id, "out/")
 """
 
+from bitwright.audit import audit_target
 from bitwright.client import Client
 from bitwright.errors import (
+    AccessDenied,
     ApiError,
     BitwrightError,
     Conflict,
@@ -18,13 +20,16 @@ from bitwright.errors import (
     ServerUnreachable,
     WaitTimeout,
 )
+from bitwright.gate import Check, Thresholds, check_report
 from bitwright.records import Artifact, Progress, Study, StudyError
 from bitwright.torch_export import convert
 
 __all__ = [
+    "AccessDenied",
     "ApiError",
     "Artifact",
     "BitwrightError",
+    "Check",
     "Client",
     "Conflict",
     "DamagedDownload",
@@ -34,7 +39,10 @@ __all__ = [
     "ServerUnreachable",
     "Study",
     "StudyError",
+    "Thresholds",
     "WaitTimeout",
+    "audit_target",
+    "check_report",
     "convert",
 ]
 __version__ = "0.1.0"

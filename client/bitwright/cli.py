@@ -1,18 +1,14 @@
-"""`bitwright`: submit, watch, front, download.
+"""`bitwright`: submit a model, watch, and read what was found.
 
 Exit status: 0 fine, 2 the user must change something, 3 the study or the server failed, 4 the budget cannot be
-reached, 5 time is up. With `--json` standard output is one JSON document and nothing else.
+reached, 5 time is up, 6 a gate does not hold. With `--json` standard output is one JSON document and nothing else.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -20,40 +16,26 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bitwright.cli_results import results
+from bitwright.cli_shared import (
+    AsJson,
+    Key,
+    Timeout,
+    Url,
+    budgets_of,
+    cell,
+    console,
+    dims_of,
+    exit_status,
+    exit_statuses,
+    print_json,
+    tell,
+    tolerance_of,
+)
 from bitwright.client import Client
-from bitwright.errors import ApiError, BitwrightError, DamagedDownload, ServerUnreachable, WaitTimeout
 from bitwright.records import Study, verdict_of
 
-OK, USER_ERROR, FAILED, INFEASIBLE, TIMEOUT = 0, 2, 3, 4, 5
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-console = Console(stderr=True)
-
-Url = Annotated[str | None, typer.Option(help="Server; default BITWRIGHT_URL, then this machine")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output")]
-Timeout = Annotated[float | None, typer.Option(help="Longest wait in seconds", min=0)]
-
-
-@contextmanager
-def _exit_status() -> Iterator[None]:
-    try:
-        yield
-    except WaitTimeout as error:
-        console.print(escape(str(error)))
-        raise typer.Exit(TIMEOUT) from None
-    except (ServerUnreachable, DamagedDownload) as error:
-        console.print(f"[red]{escape(str(error))}")
-        raise typer.Exit(FAILED) from None
-    except ApiError as error:
-        console.print(f"[red]{escape(error.code)}:[/] {escape(str(error))}")
-        raise typer.Exit(FAILED if error.status >= 500 else USER_ERROR) from None
-    except BitwrightError as error:
-        console.print(f"[red]{escape(str(error))}")
-        raise typer.Exit(USER_ERROR) from None
-
-
-def _print_json(value: Any) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
 @app.command()
@@ -78,75 +60,98 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the verdict")] = False,
     timeout: Timeout = None,
     url: Url = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Upload a model and data, and start a study."""
-    asked = {"latency_ms": latency, "size_bytes": size, "bops": bops, "peak_memory_bytes": peak_memory}
-    promised = {"accuracy_drop": accuracy_drop, "loss": max_loss}
-    with _exit_status(), Client(url) as client:
+    with exit_statuses(), Client(url, key=key) as client:
         study = client.submit(
             model,
             data=data,
             hardware=hardware or ["cpu-local"],
-            budgets={resource: _budget(text) for resource, text in asked.items() if text is not None},
-            tolerance={name: value for name, value in promised.items() if value is not None},
+            budgets=budgets_of(latency, size, bops, peak_memory),
+            tolerance=tolerance_of(accuracy_drop, max_loss),
             batch=batch,
             threads=threads,
-            dims=_dims(dim or []),
+            dims=dims_of(dim or []),
             seed=seed,
             name=name,
             external_data=external_data or [],
         )
-        console.print(f"{study.id}  {client.url}/studies/{study.id}", highlight=False)
+        console.print(f"{client.url}/studies/{study.id}", highlight=False)
         if wait:
             study = _watch(client, study.id, timeout)
         _finish(study, as_json, waited=wait)
 
 
 @app.command()
-def watch(study_id: str, timeout: Timeout = None, url: Url = None, as_json: AsJson = False) -> None:
+def watch(study_id: str, timeout: Timeout = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Follow a study to its end."""
-    with _exit_status(), Client(url) as client:
+    with exit_statuses(), Client(url, key=key) as client:
         _finish(_watch(client, study_id, timeout), as_json, waited=True)
 
 
-@app.command()
-def front(
-    study_id: str, target: Annotated[int, typer.Option(min=0)] = 0, url: Url = None, as_json: AsJson = False
+@app.command("list")
+def list_studies(
+    state: str | None = None,
+    hardware: str | None = None,
+    model: str | None = None,
+    limit: Annotated[int, typer.Option(min=1)] = 20,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Show the Pareto front of a study."""
-    with _exit_status(), Client(url) as client:
-        found = client.front(study_id, target)
+    """List studies, newest first."""
+    with exit_statuses(), Client(url, key=key) as client:
+        found = list(islice(client.studies(state=state, hardware=hardware, model=model), limit))
     if as_json:
-        _print_json(found)
+        print_json([study.raw for study in found])
         return
-    table = Table("cost", "loss", "precisions", title=f"{found.get('hardware', '')}: front, predicted")
-    for point in found.get("front", []):
-        counts = Counter(point.get("precisions", {}).values())
-        mix = ", ".join(f"{count} × {precision}" for precision, count in counts.most_common())
-        table.add_row(_cell(point.get("cost")), _cell(point.get("loss")), escape(mix))
+    table = Table("study", "name", "state", "verdict")
+    for study in found:
+        verdicts = ", ".join(verdict_of(verdict) for verdict in study.verdicts)
+        table.add_row(study.id, escape(study.name), study.state, verdicts)
     Console().print(table)
 
 
 @app.command()
-def download(
+def events(
     study_id: str,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the files")] = Path("."),
-    target: Annotated[int | None, typer.Option(min=0)] = None,
+    after: Annotated[int, typer.Option(min=0, help="Only those with a larger seq")] = 0,
     url: Url = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Download what a study made, checked by hash."""
-    with _exit_status(), Client(url) as client:
-        paths = client.download(study_id, output, target)
-        if not paths:
-            console.print("the study has no files; see: bitwright watch " + study_id)
-            raise typer.Exit(USER_ERROR)
+    """Show what happened to a study, oldest first."""
+    with exit_statuses(), Client(url, key=key) as client:
+        found = list(client.events(study_id, after))
     if as_json:
-        _print_json([str(path) for path in paths])
-    else:
-        for path in paths:
-            print(path)
+        print_json(found)
+        return
+    for event in found:
+        about = ", ".join(f"{name} {cell(value)}" for name, value in event["data"].items() if value is not None)
+        print(f"{event['at']}  {event['seq']:>4}  {event['kind']}  {about}")
+
+
+@app.command()
+def cancel(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Ask a study to stop."""
+    with exit_statuses(), Client(url, key=key) as client:
+        _finish(client.cancel(study_id), as_json, waited=False)
+
+
+@app.command()
+def retry(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Run what failed or was cancelled once more; finished stages stay."""
+    with exit_statuses(), Client(url, key=key) as client:
+        _finish(client.retry(study_id), as_json, waited=False)
+
+
+@app.command()
+def clone(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """Submit the same request once more as a new study."""
+    with exit_statuses(), Client(url, key=key) as client:
+        _finish(client.clone(study_id), as_json, waited=False)
 
 
 def _watch(client: Client, study_id: str, timeout_s: float | None) -> Study:
@@ -173,58 +178,16 @@ def _watch(client: Client, study_id: str, timeout_s: float | None) -> Study:
 
 def _finish(study: Study, as_json: bool, *, waited: bool) -> None:
     if as_json:
-        _print_json(study.raw)
+        print_json(study.raw)
     elif waited:
-        _tell(study)
+        tell(study)
+    else:
+        print(f"{study.id}: {study.state}")
     if waited:
         raise typer.Exit(exit_status(study))
 
 
-def exit_status(study: Study) -> int:
-    """The exit status a finished study stands for."""
-    if study.succeeded:
-        return INFEASIBLE if study.is_infeasible else OK
-    if study.error is not None and study.error.category == "user":
-        return USER_ERROR
-    return FAILED
-
-
-def _tell(study: Study) -> None:
-    out = Console()
-    out.print(f"{study.id}: {study.state}", highlight=False)
-    for verdict in study.verdicts:
-        about = ", ".join(
-            f"{name} {_cell(value)}"
-            for name, value in verdict.items()
-            if name not in ("verdict", "kind") and isinstance(value, (int, float, str))
-        )
-        out.print(f"  [bold]{escape(verdict_of(verdict))}[/]  {escape(about)}", highlight=False)
-    if study.error is not None:
-        out.print(f"  [red]{escape(study.error.code)}[/]: {escape(study.error.message)}", highlight=False)
-        if study.error.hint:
-            out.print(f"  {escape(study.error.hint)}", highlight=False)
-
-
-def _budget(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _dims(pairs: list[str]) -> dict[str, int]:
-    dims = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
-        if not name or not value.isdigit():
-            raise BitwrightError(f"--dim {pair!r} is not name=number")
-        dims[name] = int(value)
-    return dims
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
+app.add_typer(results)
 
 if __name__ == "__main__":
     app()

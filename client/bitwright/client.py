@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-from bitwright.errors import BitwrightError, DamagedDownload, ServerUnreachable, WaitTimeout, api_error
-from bitwright.records import Artifact, Study
+from bitwright.connection import RETRIES, Connection, retry_after_s
+from bitwright.errors import WaitTimeout
+from bitwright.gate import measured_figures
+from bitwright.records import Artifact, Study, verdict_of
+from bitwright.transfer import fetch, opened
 
 DEFAULT_URL = "http://127.0.0.1:8300"
-RETRIES = 5
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 10.0
 POLL_WAIT_S = 20.0
-_RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+POLL_PATIENCE_S = 180.0
+Budgets = Mapping[str, float | str | Mapping[str, float]]
 
 
 class Client:
-    """Talks to one server. `url` defaults to the `BITWRIGHT_URL` variable, then to this machine.
+    """Talks to one server.
 
-    Requests that change nothing, or carry an idempotency key, are tried again with growing pauses when the
-    server is briefly away. Everything raises `BitwrightError`s.
+    `url` defaults to the variable `BITWRIGHT_URL`, then to this machine; `key` to `BITWRIGHT_API_KEY`, then to none.
+    What fails in a way that passes (no connection, 429, 502–504) is tried again with growing, jittered pauses, as
+    often as `retries`; a POST is then the same POST to the server. Everything raises `BitwrightError`s.
     """
 
-    def __init__(self, url: str | None = None, *, timeout_s: float = 60.0, retries: int = RETRIES) -> None:
+    def __init__(
+        self, url: str | None = None, *, key: str | None = None, timeout_s: float = 60.0, retries: int = RETRIES
+    ) -> None:
         self.url = (url or os.environ.get("BITWRIGHT_URL") or DEFAULT_URL).rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
-        self._retries = retries
+        key = key or os.environ.get("BITWRIGHT_API_KEY") or None
+        self._to = Connection(self.url, key=key, timeout_s=timeout_s, retries=retries)
 
     def __enter__(self) -> Client:
         return self
@@ -43,10 +42,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._to.close()
 
     def upload_model(self, path: str | Path, external_data: Sequence[str | Path] = ()) -> str:
-        """Upload an ONNX file, with its external data files if it has any; returns the model's id."""
+        """Upload an ONNX file, with its external data files if it has any, or a zip of both; returns the model's id."""
         return self._upload("/v1/models", [("file", Path(path)), *(("external_data", Path(p)) for p in external_data)])
 
     def upload_dataset(self, path: str | Path) -> str:
@@ -55,7 +54,11 @@ class Client:
 
     def hardware_profiles(self) -> list[dict[str, Any]]:
         """The hardware the server's workers announced."""
-        return list(self._json("GET", "/v1/hardware-profiles")["items"])
+        return list(self._json("/v1/hardware-profiles")["items"])
+
+    def workers(self) -> list[dict[str, Any]]:
+        """The processes that take stages, and what they do now."""
+        return list(self._json("/v1/workers")["items"])
 
     def submit(
         self,
@@ -63,7 +66,7 @@ class Client:
         *,
         data: str | Path | None = None,
         hardware: str | Sequence[str] = "cpu-local",
-        budgets: Mapping[str, float | str | Mapping[str, float]] | None = None,
+        budgets: Budgets | None = None,
         tolerance: Mapping[str, float] | None = None,
         batch: int = 1,
         threads: int = 1,
@@ -101,15 +104,24 @@ class Client:
             "options": dict(options or {}),
             "name": name,
         }
-        response = self._send(
-            "POST", "/v1/studies", json=body, headers={"Idempotency-Key": secrets.token_hex(16)}, retry=True
-        )
-        return Study.from_json(response.json(), response.headers.get("etag", ""))
+        return _study(self._to.post("/v1/studies", json=body))
 
     def study(self, study_id: str) -> Study:
         """The study now."""
-        response = self._send("GET", f"/v1/studies/{study_id}", retry=True)
-        return Study.from_json(response.json(), response.headers.get("etag", ""))
+        return _study(self._to.get(f"/v1/studies/{study_id}"))
+
+    def studies(
+        self, *, state: str | None = None, model: str | None = None, hardware: str | None = None
+    ) -> Iterator[Study]:
+        """All studies that match, newest first, fetched page by page as they are asked for."""
+        asked = {"state": state, "model": model, "hardware": hardware, "limit": "100"}
+        params = {name: value for name, value in asked.items() if value is not None}
+        while True:
+            page = self._json("/v1/studies", params=params)
+            yield from (Study.from_json(item) for item in page["items"])
+            if page.get("next_cursor") is None:
+                return
+            params["cursor"] = page["next_cursor"]
 
     def changes(self, study_id: str, *, timeout_s: float | None = None) -> Iterator[Study]:
         """The study now and after every change, the last one terminal. Raises `WaitTimeout`."""
@@ -117,19 +129,25 @@ class Client:
         study = self.study(study_id)
         yield study
         while not study.is_terminal:
-            left_s = POLL_WAIT_S if deadline is None else deadline - time.monotonic()
+            left_s = POLL_PATIENCE_S if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 raise WaitTimeout(f"study {study_id} is {study.state} after {timeout_s:g} s; it goes on")
-            response = self._send(
-                "GET",
+            asked_at = time.monotonic()
+            held_s = min(left_s, POLL_WAIT_S)
+            response = self._to.get(
                 f"/v1/studies/{study_id}",
-                params={"wait": f"{min(left_s, POLL_WAIT_S):.3f}"},
+                params={"wait": f"{held_s:.3f}"},
                 headers={"If-None-Match": study.etag} if study.etag else {},
-                retry=True,
+                patience_s=min(left_s, POLL_PATIENCE_S),
             )
             if response.status_code != 304:
-                study = Study.from_json(response.json(), response.headers.get("etag", ""))
+                study = _study(response)
                 yield study
+            else:
+                # A server that holds polls has used up the wait; one that does not says when to come back.
+                early_s = held_s - (time.monotonic() - asked_at)
+                pause_s = min(early_s, retry_after_s(response) or 0.0)
+                time.sleep(max(0.0, pause_s))
 
     def wait(
         self, study_id: str, *, timeout_s: float | None = None, on_change: Callable[[Study], None] | None = None
@@ -144,130 +162,72 @@ class Client:
 
     def cancel(self, study_id: str) -> Study:
         """Ask a study to stop."""
-        return Study.from_json(self._send("POST", f"/v1/studies/{study_id}/cancel", retry=True).json())
+        return _study(self._to.post(f"/v1/studies/{study_id}/cancel"))
 
-    def events(self, study_id: str) -> list[dict[str, Any]]:
-        """What happened to a study, oldest first."""
-        found: list[dict[str, Any]] = []
-        while page := self._json(
-            "GET", f"/v1/studies/{study_id}/events", params={"after": found[-1]["seq"] if found else 0}
-        )["items"]:
-            found += page
-        return found
+    def retry(self, study_id: str) -> Study:
+        """Run what failed or was cancelled once more; finished stages stay."""
+        return _study(self._to.post(f"/v1/studies/{study_id}/retry"))
+
+    def clone(self, study_id: str) -> Study:
+        """A new study with the same request; what is known of it is not computed again."""
+        return _study(self._to.post(f"/v1/studies/{study_id}/clone"))
+
+    def events(self, study_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """What happened to a study, oldest first; `after` is the last `seq` already seen."""
+        while page := self._json(f"/v1/studies/{study_id}/events", params={"after": after})["items"]:
+            yield from page
+            after = page[-1]["seq"]
 
     def front(self, study_id: str, target: int = 0) -> dict[str, Any]:
         """One target's `front` (predicted cost and loss) and `assemblies` (built and run). Raises `Conflict` before."""
-        (found,) = self._json("GET", f"/v1/studies/{study_id}/front", params={"target": target})
+        (found,) = self._json(f"/v1/studies/{study_id}/front", params={"target": target})
         return dict(found)
 
     def report(self, study_id: str, target: int = 0) -> dict[str, Any]:
         """The report of one target. Raises `Conflict` (`not_ready`) before the study has one."""
-        return dict(self._json("GET", f"/v1/studies/{study_id}/report", params={"target": target}))
+        return dict(self._json(f"/v1/studies/{study_id}/report", params={"target": target}))
+
+    def compare(self, study_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """One row per study and target: the verdict and the chosen assembly's figures; None for what is unknown."""
+        rows = []
+        for study_id in study_ids:
+            study = self.study(study_id)
+            for index, asked in enumerate(study.raw["spec"]["targets"]):
+                verdict = study.verdicts[index] if index < len(study.verdicts) else {}
+                found = self.report(study_id, index)["targets"][0] if verdict else None
+                rows.append(
+                    {
+                        "study": study.id,
+                        "name": study.name,
+                        "target": index,
+                        "hardware": asked["hardware"],
+                        "verdict": verdict_of(verdict) or study.state,
+                        "chosen": verdict.get("chosen"),
+                        **measured_figures(found),
+                    }
+                )
+        return rows
 
     def artifacts(self, study_id: str) -> list[Artifact]:
         """The files a study made."""
-        return [Artifact.from_json(item) for item in self._json("GET", f"/v1/studies/{study_id}/artifacts")["items"]]
+        return [Artifact.from_json(item) for item in self._json(f"/v1/studies/{study_id}/artifacts")["items"]]
 
     def download(self, study_id: str, folder: str | Path, target: int | None = None) -> list[Path]:
         """Download a study's files (of one target, or all) into `folder`, each checked by its sha256.
 
-        With several targets each gets a folder `target_<n>`. A file already there whole is kept. Raises
-        `DamagedDownload`; a damaged file never appears under its name.
+        With several targets each gets a folder `target_<n>`. What broke off is gone on with, a file already there
+        whole is kept. Raises `DamagedDownload`; a damaged file never appears under its name.
         """
         artifacts = [one for one in self.artifacts(study_id) if target is None or one.target == target]
         several = len({one.target for one in artifacts}) > 1
-        return [self._download(one, Path(folder) / (f"target_{one.target}" if several else "")) for one in artifacts]
+        return [fetch(self._to, one, Path(folder) / (f"target_{one.target}" if several else "")) for one in artifacts]
 
-    def _download(self, artifact: Artifact, folder: Path) -> Path:
-        name = Path(artifact.name).name
-        if name != artifact.name or name in ("", ".", ".."):
-            raise DamagedDownload(f"the server names a file {artifact.name!r}, which is not a plain file name")
-        folder.mkdir(parents=True, exist_ok=True)
-        path, part = folder / name, folder / f".{name}.part"
-        if path.is_file() and _sha256(path) == artifact.sha256:
-            return path
-        have = part.stat().st_size if part.is_file() else 0
-        headers = {"Range": f"bytes={have}-"} if 0 < have < artifact.size_bytes else {}
-        with self._errors(), self._http.stream("GET", artifact.href, headers=headers) as response:
-            if response.status_code not in (200, 206):
-                response.read()
-                raise api_error(response.status_code, _problem(response))
-            with open(part, "ab" if response.status_code == 206 else "wb") as file:
-                for piece in response.iter_bytes():
-                    file.write(piece)
-        found = _sha256(part)
-        if found != artifact.sha256:
-            part.unlink()
-            raise DamagedDownload(f"{name} has sha256 {found}, the server named {artifact.sha256}")
-        part.replace(path)
-        return path
+    def _upload(self, address: str, parts: list[tuple[str, Path]]) -> str:
+        return str(self._to.post(address, make_files=opened(parts), timeout=None).json()["id"])
 
-    def _upload(self, address: str, files: list[tuple[str, Path]]) -> str:
-        opened = []
-        try:
-            for field, path in files:
-                try:
-                    opened.append((field, (path.name, open(path, "rb"))))
-                except OSError as error:
-                    raise BitwrightError(f"cannot read {path}: {error.strerror}") from None
-            with self._errors():
-                response = self._http.post(address, files=opened, timeout=None)
-        finally:
-            for _, (_, file) in opened:
-                file.close()
-        if response.status_code >= 400:
-            raise api_error(response.status_code, _problem(response))
-        return str(response.json()["id"])
-
-    def _json(self, method: str, address: str, *, params: Mapping[str, Any] | None = None) -> Any:
-        return self._send(method, address, params=params, retry=True).json()
-
-    def _send(
-        self,
-        method: str,
-        address: str,
-        *,
-        json: Any = None,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        retry: bool = False,
-    ) -> httpx.Response:
-        pause_s = FIRST_PAUSE_S
-        for attempt in range(self._retries + 1):
-            last = attempt == self._retries or not retry
-            try:
-                with self._errors():
-                    response = self._http.request(method, address, json=json, params=params, headers=headers)
-            except ServerUnreachable:
-                if last:
-                    raise
-            else:
-                if response.status_code < 400:
-                    return response
-                if last or response.status_code not in _RETRIED_STATUSES:
-                    raise api_error(response.status_code, _problem(response))
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-        raise AssertionError("the last attempt returns or raises")
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise ServerUnreachable(
-                f"{self.url} does not answer: {error or type(error).__name__} (start it with: bitwright-server up)"
-            ) from None
+    def _json(self, address: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        return self._to.get(address, params=params).json()
 
 
-def _problem(response: httpx.Response) -> dict[str, Any]:
-    try:
-        problem = response.json()
-    except ValueError:
-        return {}
-    return problem if isinstance(problem, dict) else {}
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _study(response: Any) -> Study:
+    return Study.from_json(response.json(), response.headers.get("etag", ""))

@@ -4,6 +4,7 @@ BitwrightError
 ├── ServerUnreachable   no answer: start the server or check the address
 ├── ApiError            the server refused; `code` is stable, `hint` says what to do
 │   ├── InvalidRequest  what was sent is wrong: change it
+│   ├── AccessDenied    no key, a wrong one, or one that may not do this
 │   ├── NotFound        no such thing
 │   └── Conflict        not in this state, or not yet
 ├── WaitTimeout         the study goes on; wait again
@@ -47,6 +48,10 @@ class InvalidRequest(ApiError):
     """400, 413, 415, 422: what was sent is wrong."""
 
 
+class AccessDenied(ApiError):
+    """401, 403: the key is missing, unknown, ended, or lacks the scope."""
+
+
 class NotFound(ApiError):
     """404: there is no such thing."""
 
@@ -57,6 +62,8 @@ class Conflict(ApiError):
 
 _BY_STATUS = {
     400: InvalidRequest,
+    401: AccessDenied,
+    403: AccessDenied,
     404: NotFound,
     409: Conflict,
     413: InvalidRequest,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from typer.testing import CliRunner
 
 import bitwright
-from bitwright.cli import FAILED, INFEASIBLE, OK, USER_ERROR, exit_status
+from bitwright.cli import app
+from bitwright.cli_shared import FAILED, INFEASIBLE, OK, USER_ERROR, exit_status
 from bitwright.records import Study
 from service.settings import Settings
 from service.store.database import Database
@@ -20,10 +23,27 @@ from tests.contracts.test_stage_claims import ERROR, claimed
 from workers import claims
 
 
-def cli(http: httpx.Client, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bitwright.cli", *arguments]
-    environment = {"BITWRIGHT_URL": str(http.base_url), "PATH": "", "COLUMNS": "200"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+@dataclass(frozen=True)
+class Done:
+    """A command's end."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def cli(http: httpx.Client, *arguments: str) -> Done:
+    """A command in this process; `test_the_program_starts` runs it as a program."""
+    ended = CliRunner().invoke(app, arguments, env={"BITWRIGHT_URL": str(http.base_url), "COLUMNS": "200"})
+    assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
+    return Done(ended.exit_code, ended.stdout, ended.stderr)
+
+
+def test_the_program_starts(http: httpx.Client) -> None:
+    command = [sys.executable, "-m", "bitwright.cli", "list", "--json"]
+    environment = {"BITWRIGHT_URL": str(http.base_url), "PATH": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
 
 
 def ended(state: str, **more: object) -> Study:
@@ -84,3 +104,16 @@ def test_a_failed_study_and_a_missing_server(http: httpx.Client, model_file: Pat
     assert failed.returncode == 3
     assert json.loads(failed.stdout)["error"]["code"] == "op_unsupported"
     assert cli(http, "submit", str(model_file), "--latency", "1", "--url", "http://127.0.0.1:9").returncode == 3
+
+
+def test_list_events_and_cancel(http: httpx.Client, model_file: Path) -> None:
+    with bitwright.Client(str(http.base_url)) as client:
+        study = client.submit(model_file, hardware="tiny-cpu", budgets={"bops": 1.0}, name="mine")
+    assert [one["id"] for one in json.loads(cli(http, "list", "--json").stdout)] == [study.id]
+    assert "mine" in cli(http, "list", "--state", "queued").stdout
+    cancelled = cli(http, "cancel", study.id, "--json")
+    assert json.loads(cancelled.stdout)["state"] == "cancelled"
+    kinds = [event["kind"] for event in json.loads(cli(http, "events", study.id, "--json").stdout)]
+    assert kinds == ["created", "cancel_requested", "state"]
+    assert "cancel_requested" in cli(http, "events", study.id, "--after", "1").stdout
+    assert cli(http, "cancel", "study_unknown").returncode == 2

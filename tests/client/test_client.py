@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -23,8 +21,9 @@ from workers import claims
 
 def test_the_public_names_are_pinned() -> None:
     assert bitwright.__all__ == [
-        "ApiError", "Artifact", "BitwrightError", "Client", "Conflict", "DamagedDownload", "InvalidRequest", "NotFound",
-        "Progress", "ServerUnreachable", "Study", "StudyError", "WaitTimeout", "convert",
+        "AccessDenied", "ApiError", "Artifact", "BitwrightError", "Check", "Client", "Conflict", "DamagedDownload",
+        "InvalidRequest", "NotFound", "Progress", "ServerUnreachable", "Study", "StudyError", "Thresholds",
+        "WaitTimeout", "audit_target", "check_report", "convert",
     ]  # fmt: skip
     assert (Path(bitwright.__file__).parent / "py.typed").exists()
 
@@ -125,52 +124,19 @@ def test_download_front_and_events(
     assert not part.exists()
     assert not paths[0].exists()
     assert client.front(study.id)["front"] == [{"cost": 1.0, "loss": 0.5}]
-    kinds = [event["kind"] for event in client.events(study.id)]
+    events = list(client.events(study.id))
+    kinds = [event["kind"] for event in events]
     assert kinds[0] == "created"
+    assert list(client.events(study.id, events[-2]["seq"])) == events[-1:]
     assert kinds.count("stage_succeeded") == 5
 
 
-class Flaky(BaseHTTPRequestHandler):
-    """Refuses twice, then answers; keeps the idempotency keys it saw."""
-
-    refusals: ClassVar[int] = 2
-    keys: ClassVar[list[str]] = []
-    study: ClassVar[dict[str, Any]] = {"id": "study_1", "state": "polishing", "is_terminal": False, "new_field": 1}
-
-    def do_POST(self) -> None:
-        Flaky.keys.append(self.headers["Idempotency-Key"])
-        self.rfile.read(int(self.headers["Content-Length"]))
-        refuse = len(Flaky.keys) <= Flaky.refusals
-        body = json.dumps({"code": "busy"} if refuse else Flaky.study).encode()
-        self.send_response(503 if refuse else 201)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def flaky_url() -> Iterator[str]:
-    Flaky.keys.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Flaky)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_study_is_sent_again_under_one_key(flaky_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pauses: list[float] = []
-    monkeypatch.setattr("bitwright.client.time.sleep", pauses.append)
-    with bitwright.Client(flaky_url) as client:
-        study = client.submit("model_1", hardware="x", budgets={"bops": 1.0})
-    assert study.id == "study_1"
-    assert len(Flaky.keys) == 3
-    assert len(set(Flaky.keys)) == 1
-    assert pauses == [0.5, 1.0]
-    assert not study.is_terminal, "a state this client does not know is not an end"
-    assert study.raw["new_field"] == 1
+def test_studies_are_listed_across_pages(client: bitwright.Client, model_file: Path) -> None:
+    sent = [submit(client, model_file, name=f"study {number}").id for number in range(3)]
+    assert [study.id for study in client.studies(state="queued", hardware="tiny-cpu")] == sent[::-1]
+    assert list(client.studies(state="failed")) == []
+    rows = client.compare(sent[:2])
+    assert [(row["study"], row["verdict"], row["latency_ms"]) for row in rows] == [
+        (sent[0], "queued", None),
+        (sent[1], "queued", None),
+    ]
