@@ -99,5 +99,5 @@ def run_stage(stage_id: str) -> None:
             publish_due(own.database, own.send, resend_s=own.settings.resend_s)
     finally:
         _pool_process.busy = False
-        if _pool_process.told_to_end:
+        if _pool_process.told_to_end and not _ending[0]:  # else the whole worker ends, in its own order
             _pool_process.leave()
