@@ -98,6 +98,7 @@ INSTRUCTIONS: Mapping[str, Mapping[str, Lowering]] = {
     ),
     "mma.m16n8k32.e2m1": _spread((_RTX50, "QMMA.16832.F32.E2M1.E2M1", False)),
     "wgmma.m64n8k32.s8": _spread((_HOPPER, "IGMMA.64x8x32.S8.S8", False)),
+    "wgmma.m64n256k32.s8": _spread((_HOPPER, "IGMMA.64x256x32.S8.S8", False)),
     "wgmma.m64n8k32.e4m3": _spread((_HOPPER, "QGMMA.64x8x32.F32.E4M3.E4M3", False)),
     "tcgen05.i8": _spread(("100 110", "UTCIMMA", False)),
     "tcgen05.f8f6f4": _spread((_BLACKWELL, "UTCQMMA", False)),

@@ -28,8 +28,9 @@ _MMA = {
     "mma.m16n8k32.e2m1": ("mma.sync.aligned.m16n8k32.row.col.kind::f8f6f4.f32.e2m1.e2m1.f32", 4, 2, 4),
 }
 _WGMMA = {
-    "wgmma.m64n8k32.s8": ("wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", "1"),
-    "wgmma.m64n8k32.e4m3": ("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3", "1, 1, 1"),
+    "wgmma.m64n8k32.s8": ("wgmma.mma_async.sync.aligned.m64n8k32.s32.s8.s8", 4, "1"),
+    "wgmma.m64n256k32.s8": ("wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.s8", 128, "1"),
+    "wgmma.m64n8k32.e4m3": ("wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3", 4, "1, 1, 1"),
 }
 _TCGEN05 = {"tcgen05.i8": "i8", "tcgen05.f8f6f4": "f8f6f4"}
 PROBED = (*_MMA, *_WGMMA, *_TCGEN05)
@@ -76,15 +77,16 @@ def _mma_source(entry: str, ptx: str, a: int, b: int, c: int) -> str:
     )
 
 
-def _wgmma_source(entry: str, ptx: str, scales: str) -> str:
+def _wgmma_source(entry: str, ptx: str, c: int, scales: str) -> str:
     kind, letter = ("float", "f") if ".f32." in ptx else ("int", "r")
-    outputs = ", ".join(f'"+{letter}"(c[{i}])' for i in range(4))
+    registers = ", ".join(f"%{i}" for i in range(c))
+    outputs = ", ".join(f'"+{letter}"(c[{i}])' for i in range(c))
     return (
-        f'extern "C" __global__ void {entry}({kind}* out, unsigned long long a) {{ {kind} c[4] = {{}};'
+        f'extern "C" __global__ void {entry}({kind}* out, unsigned long long a) {{ {kind} c[{c}] = {{}};'
         f' asm volatile("wgmma.fence.sync.aligned;");'
-        f' asm volatile("{ptx} {{%0, %1, %2, %3}}, %4, %4, {scales};" : {outputs} : "l"(a));'
+        f' asm volatile("{ptx} {{{registers}}}, %{c}, %{c}, {scales};" : {outputs} : "l"(a));'
         f' asm volatile("wgmma.commit_group.sync.aligned;"); asm volatile("wgmma.wait_group.sync.aligned 0;");'
-        f" for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = c[i]; }}"
+        f" for (int i = 0; i < {c}; ++i) out[threadIdx.x * {c} + i] = c[i]; }}"
     )
 
 

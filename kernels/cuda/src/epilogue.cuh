@@ -165,7 +165,7 @@ struct SliceWriter {
   bool out_by_vectors, residual_by_vectors;
 
   DEVICE SliceWriter(const Epilogue& e, s32 column0, s32 rows, s32 n) : e(e), rows(rows) {
-    first = column0 + static_cast<s32>(threadIdx.x % VECTORS) * WIDTH;
+    first = column0 + static_cast<s32>(thread() % VECTORS) * WIDTH;
     inside = n - first < 0 ? 0 : n - first < WIDTH ? n - first : WIDTH;
 #pragma unroll
     for (int i = 0; i < WIDTH; ++i)
@@ -179,10 +179,10 @@ struct SliceWriter {
   template <class T, class RowOf>
   DEVICE void write(const T* slice, s32 count, RowOf row_of) const {
 #pragma unroll 1
-    for (s32 r = threadIdx.x / VECTORS; r < count; r += ROWS_AT_ONCE) {
+    for (s32 r = thread() / VECTORS; r < count; r += ROWS_AT_ONCE) {
       const s32 row = row_of(r);
       if (row >= rows || inside == 0) continue;
-      const T* from = slice + r * PITCH + threadIdx.x % VECTORS * WIDTH;
+      const T* from = slice + r * PITCH + thread() % VECTORS * WIDTH;
       Vector other = {}, y;
       if (residual_by_vectors) {
         other = *reinterpret_cast<const Vector*>(address(e.residual, e.ld_residual, row));
@@ -207,6 +207,8 @@ struct SliceWriter {
   }
 
  private:
+  // THREADS neighbours share a slice: a block, or each of its warps one of its own.
+  static DEVICE u32 thread() { return threadIdx.x % THREADS; }
   DEVICE const Element* address(const void* matrix, s32 ld, s32 row) const {
     return static_cast<const Element*>(matrix) + static_cast<s64>(row) * ld + first;
   }

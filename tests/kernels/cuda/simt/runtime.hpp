@@ -4,7 +4,8 @@
 // all 32 lanes by the last lane to arrive. Random order makes a missing barrier visible as a wrong result on most
 // seeds. Copies of cp.async land either at once or only when waited for (a coin decides), and an outstanding one holds
 // poison, so that both a missing wait and a stage that is overwritten too early give wrong results. Shared memory starts as
-// poison in every block and has a guard behind it. A lane missing at a collective is reported as a deadlock.
+// poison in every block and has a guard behind it. A lane missing at a collective is reported as a deadlock. The copy
+// engine (hopper_machine.hpp) works between the fibers' turns, whenever a coin says so.
 #pragma once
 
 #include <csetjmp>
@@ -14,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <utility>
@@ -52,7 +54,7 @@ struct Copy {
   unsigned size, valid;
 };
 
-enum class State { ready, at_barrier, at_collective, done };
+enum class State { ready, at_barrier, at_collective, at_mbarrier, done };
 
 struct Thread {
   Index index;
@@ -65,6 +67,7 @@ struct Thread {
   std::vector<std::vector<Copy>> groups;  // closed ones in order; the last entry is still open
   const void* in;
   void* out;
+  unsigned lanes;  // of the collective it waits at
   unsigned barrier, barrier_count;
 };
 
@@ -80,6 +83,8 @@ struct Block {
   void* body_data;
   Result* result;
   Statistics statistics;
+  std::vector<std::function<void()>> engine;  // copies that are ordered and not done
+  void (*at_start)();                         // forgets what a block before left behind
 };
 
 inline Block block;
@@ -142,10 +147,11 @@ void collective(const char* name, const In& in, Out& out, void (*compute)(const 
   if (first + LANES > block.threads.size()) fail("%s in an incomplete warp", name);
   current->in = &in;
   current->out = &out;
+  current->lanes = LANES;
   unsigned arrived = 1;
   for (unsigned i = first; i < first + LANES; ++i) {
     Thread& thread = block.threads[i];
-    if (&thread == current || thread.state != State::at_collective) continue;
+    if (&thread == current || thread.state != State::at_collective || thread.lanes != LANES) continue;
     if (strcmp(thread.where, name)) fail("lanes of one warp are at %s and at %s", name, thread.where);
     ++arrived;
   }
@@ -214,7 +220,16 @@ inline void fiber_main() {
   _longjmp(block.scheduler, 1);
 }
 
+// Lets the copy engine finish one of its copies, in any order.
+inline void run_engine() {
+  const size_t chosen = random_bits() % block.engine.size();
+  const std::function<void()> copy = std::move(block.engine[chosen]);
+  block.engine.erase(block.engine.begin() + chosen);
+  copy();
+}
+
 inline void run_block() {
+  if (block.at_start) block.at_start();
   for (Thread& thread : block.threads) {
     thread.state = State::ready;
     thread.started = false;
@@ -224,6 +239,10 @@ inline void run_block() {
   memset(block.shared, POISON, block.shared_bytes);
   size_t left = block.threads.size();
   while (left) {
+    if (!block.engine.empty() && (block.ready.empty() || random_bits() % 16 == 0)) {
+      run_engine();
+      continue;
+    }
     if (block.ready.empty()) {
       current = nullptr;
       char text[256] = "";
@@ -248,6 +267,7 @@ inline void run_block() {
     }
     if (current->state == State::done) --left;
   }
+  if (!block.engine.empty()) fail("the block ends with copies of the engine under way");
   for (unsigned i = block.shared_bytes; i % PAGE; ++i)
     if (block.shared[i] != POISON) fail("a write beyond the %u bytes of shared memory, at %u", block.shared_bytes, i);
 }
@@ -275,6 +295,7 @@ inline void prepare(const Config& config, Result& result) {
   block.random = 0x9E3779B97F4A7C15ull * (config.seed + 1);
   block.shared_bytes = config.shared_bytes;
   block.ready.clear();
+  block.engine.clear();
   block.threads.assign(count, Thread{});
   for (unsigned rank = 0; rank < count; ++rank) {
     Thread& thread = block.threads[rank];
