@@ -15,7 +15,7 @@ from workers.supervisor import CODE_FOLDER
 
 log = logging.getLogger(__name__)
 RESTART_AFTER_S = 1.0
-END_LIMIT_S = 8.0
+END_LIMIT_S = 15.0
 
 
 @dataclass

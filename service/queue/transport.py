@@ -21,6 +21,7 @@ from kombu.transport import filesystem
 
 log = logging.getLogger(__name__)
 LEFTOVER_S = 86400.0
+DRAIN_LIMIT_S = 0.5
 
 
 class Channel(filesystem.Channel):
@@ -121,3 +122,7 @@ class Transport(filesystem.Transport):
     """`filesystem://` with the channel above."""
 
     Channel = Channel
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        """As kombu's, but a worker that is told to end notices sooner."""
+        super().drain_events(connection, timeout=DRAIN_LIMIT_S if timeout is None else min(timeout, DRAIN_LIMIT_S))

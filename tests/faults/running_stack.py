@@ -6,6 +6,7 @@ started again piece by piece; nothing of them is shared with another test.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -120,8 +121,10 @@ class Stack:
 
     def kill(self, name: str) -> None:
         """kill -9 of the process and its whole session, as the kernel or a power cut does it."""
-        os.killpg(self.processes[name].pid, signal.SIGKILL)
-        self.processes.pop(name).wait()
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def end(self, name: str, limit_s: float = 20.0) -> int:
         """SIGTERM, and the exit status."""
@@ -211,10 +214,6 @@ class SqliteStack(Stack):
     """SQLite and a folder of messages, as `bitwright-server up` has them."""
 
     key = "sqlite"
-
-    @property
-    def broker_folder(self) -> Path:
-        return self.settings.broker_folder
 
 
 class PostgresStack(Stack):
