@@ -2,7 +2,7 @@
 
 The opponent is the bare roofline, products at the cited peak or bytes at the cited bandwidth. On the T4 the share of
 the peak was fitted to the 19 INT8 convolutions, so the INT4 ones are the test. Here the peaks are those that a few
-large ops reach, and the test is all the others. `factor` is the typical ratio between estimate and measurement, either way.
+large ops reach, and the test is all the others. `factor` is the typical ratio of estimate to measurement or back.
 """
 
 from __future__ import annotations

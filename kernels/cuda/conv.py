@@ -28,8 +28,8 @@ WARP = 32
 CODES_PER_STEP = 64
 CODES_PER_WORD = 8
 WORD_BYTES = 4
-WIDE, NARROW = 16, 4
-"""Bytes of a copied piece (macro PIECE): whole vectors, or words where channels and pixels are no multiple of 16."""
+VECTORS, WORDS, BYTES = 16, 4, 1
+"""What pixels and groups start at a multiple of (macro ALIGN_X): that much is copied at once."""
 MOST_PADDING = 1.25
 """Channels are padded to whole vectors as long as that makes the reduction at most this much longer."""
 LEAST_STEPS = 4
@@ -38,22 +38,23 @@ MOST_SLICES = 16
 DEPTHWISE: Defines = {"THREADS_C": 16, "THREADS_P": 8, "PIXELS": 4, "OUTPUT": int(Output.S8)}
 
 
-def _tile(m: int, n: int, warps_m: int, warps_n: int, stages: int, piece: int) -> Defines:
+def _tile(m: int, n: int, warps_m: int, warps_n: int, stages: int, align: int) -> Defines:
     return {
-        "BLOCK_M": m, "BLOCK_N": n, "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": stages, "PIECE": piece,
-        "OUTPUT": int(Output.S8),
+        "BLOCK_M": m, "BLOCK_N": n, "WARPS_M": warps_m, "WARPS_N": warps_n, "STAGES": stages, "ALIGN_X": align,
+        "SPLIT_K": 0, "OUTPUT": int(Output.S8),
     }  # fmt: skip
 
 
 TILES: dict[str, Defines] = {
-    "128x64": _tile(128, 64, 2, 2, 3, WIDE),
-    "128x128": _tile(128, 128, 2, 4, 3, WIDE),
-    "64x64": _tile(64, 64, 2, 2, 4, WIDE),
-    "64x32": _tile(64, 32, 2, 2, 4, WIDE),
-    "128x64-narrow": _tile(128, 64, 4, 2, 3, NARROW),
-    "64x32-narrow": _tile(64, 32, 2, 2, 3, NARROW),
+    "128x64": _tile(128, 64, 2, 2, 3, VECTORS),
+    "128x128": _tile(128, 128, 2, 4, 3, VECTORS),
+    "64x64": _tile(64, 64, 2, 2, 4, VECTORS),
+    "64x32": _tile(64, 32, 2, 2, 4, VECTORS),
+    "128x64-words": _tile(128, 64, 4, 2, 3, WORDS),
+    "64x32-words": _tile(64, 32, 2, 2, 3, WORDS),
+    "64x32-bytes": _tile(64, 32, 2, 2, 3, BYTES),
 }
-"""Tile configurations by name; the narrow ones copy words. All write int8 codes unless `OUTPUT` is given anew."""
+"""Pixels x channels of one block's output, by what they copy. All write int8 codes unless `OUTPUT` is given anew."""
 
 _MMA_S8 = ("mma.m16n8k32.s8", "mma.m8n8k16.s8")
 _MMA_S4 = ("mma.m16n8k64.s4", "mma.m8n8k32.s4")
@@ -64,9 +65,9 @@ def _with_step(step: str) -> dict[str, Defines]:
 
 
 CONV_S8 = KernelSource("conv_s8", "conv_s8.cu", "conv_s8", TILES, _MMA_S8)
-CONV_W4A8 = KernelSource("conv_w4a8", "conv_w4.cu", "conv_w4", _with_step("StepW4A8"), _MMA_S8)
-CONV_W4A4 = KernelSource("conv_w4a4", "conv_w4.cu", "conv_w4", _with_step("StepW4A4"), _MMA_S8)
-CONV_S4_NATIVE = KernelSource("conv_s4_native", "conv_w4.cu", "conv_w4", _with_step("StepS4"), _MMA_S4)
+CONV_W4A8 = KernelSource("conv_w4a8", "conv_w4.cu", "conv_w4", _with_step("ConvW4A8"), _MMA_S8)
+CONV_W4A4 = KernelSource("conv_w4a4", "conv_w4.cu", "conv_w4", _with_step("ConvW4A4"), _MMA_S8)
+CONV_S4_NATIVE = KernelSource("conv_s4_native", "conv_w4.cu", "conv_w4", _with_step("ConvS4"), _MMA_S4)
 CONV_DEPTHWISE = KernelSource("conv_depthwise", "conv_depthwise.cu", "conv_depthwise", {"64c": DEPTHWISE})
 SOURCES = (CONV_S8, CONV_W4A8, CONV_W4A4, CONV_S4_NATIVE, CONV_DEPTHWISE)
 
@@ -127,6 +128,11 @@ class ConvPlan:
     partial_bytes: int = 0
     arrivals: int = 0
 
+    @property
+    def defines(self) -> Defines:
+        """Macros beside the tile's and `OUTPUT`."""
+        return {"SPLIT_K": 1} if self.slices > 1 else {}
+
     def arguments(self, x: int, w: int, partial: int = 0, arrivals: int = 0) -> ctypes.Structure:
         """The kernel's first argument from device addresses; the second is an `EpilogueArguments`."""
         op = self.op
@@ -154,8 +160,9 @@ class ConvPlan:
             return pack_depthwise(codes)
         if self.source is CONV_S8:
             return pack_taps(codes, self.tap_bytes)
-        per_tap = self.tap_bytes if self.source is CONV_W4A8 else self.tap_bytes * 2
-        return pack_int4(_by_taps(codes, per_tap))
+        if self.source is CONV_W4A8:
+            return pack_int4(pack_taps(codes, self.tap_bytes)[:, step_order(self.steps)])
+        return pack_int4(_by_taps(codes, self.tap_bytes * 2))
 
     def pack_input(self, codes: Array) -> Array:
         """Activation codes (N, H, W, C) as the kernel reads them: int8 rows, or words of 4-bit codes by group."""
@@ -174,8 +181,22 @@ def as_product(op: Conv2dShape) -> LinearShape | None:
     return None
 
 
-def plan_convolution(op: Conv2dShape, precision: Precision, arch: str, cores: int, ld_x: int | None = None) -> ConvPlan:
-    """The launch of an op on a device of `cores` multiprocessors.
+def fitting_tiles(op: Conv2dShape, precision: Precision, arch: str, ld_x: int | None = None) -> list[str]:
+    """Tiles that can run an op, for whoever measures which is fastest: of its alignment, not far too large for it."""
+    source = _source(op, precision, arch)
+    if source is CONV_DEPTHWISE:
+        return list(source.tiles)
+    align = _reading(op, source, ld_x).align
+    rows, columns = op.batch * math.prod(op.out_size), op.out_channels // op.groups
+    sizes = {name: (int(t["BLOCK_M"]), int(t["BLOCK_N"])) for name, t in TILES.items() if t["ALIGN_X"] == align}
+    fitting = [name for name, (m, n) in sizes.items() if m < 2 * rows and n < 2 * columns]
+    return fitting or [min(sizes, key=lambda name: math.prod(sizes[name]))]
+
+
+def plan_convolution(
+    op: Conv2dShape, precision: Precision, arch: str, cores: int, ld_x: int | None = None, tile: str | None = None
+) -> ConvPlan:
+    """The launch of an op on a device of `cores` multiprocessors, in a tile of `fitting_tiles` or the likeliest one.
 
     `ld_x` (bytes from pixel to pixel of 8-bit activations) defaults to the channels, rounded up to 4: a picture of 3
     channels is stored as 4. Raises `UnsupportedPrecision` for a precision without a convolution kernel.
@@ -183,34 +204,24 @@ def plan_convolution(op: Conv2dShape, precision: Precision, arch: str, cores: in
     source = _source(op, precision, arch)
     if source is CONV_DEPTHWISE:
         return _plan_depthwise(op, ld_x or _round_up(op.in_channels, WORD_BYTES))
-    per_group = op.in_channels // op.groups
-    if source in (CONV_W4A4, CONV_S4_NATIVE):
-        group_bytes = math.ceil(per_group / CODES_PER_WORD) * WORD_BYTES
-        ld_x = group_bytes * op.groups
-        x_bytes = CODES_PER_STEP // 2
-    else:
-        group_bytes, x_bytes = per_group, CODES_PER_STEP
-        ld_x = ld_x or _round_up(op.in_channels, WORD_BYTES)
-    piece = _piece_bytes(op, group_bytes, ld_x)
-    tap_bytes = _round_up(group_bytes, piece)
-    steps = math.ceil(op.kernel[0] * op.kernel[1] * tap_bytes / x_bytes)
+    reading = _reading(op, source, ld_x)
+    steps = math.ceil(op.kernel[0] * op.kernel[1] * reading.tap_bytes / x_bytes(source))
     rows, columns = op.batch * math.prod(op.out_size), op.out_channels // op.groups
-    tile = _choose_tile(rows, columns, op.groups, piece, cores)
+    tile = tile or _likeliest_tile(rows, columns, op.groups, reading.align, cores)
     shape = source.defines(tile)
     blocks = math.ceil(rows / int(shape["BLOCK_M"])) * math.ceil(columns / int(shape["BLOCK_N"]))
     slices = _slices(blocks * op.groups, steps, cores)
-    threads = WARP * int(shape["WARPS_M"]) * int(shape["WARPS_N"])
     area = int(shape["BLOCK_M"]) * int(shape["BLOCK_N"])
     return ConvPlan(
         op=op,
         source=source,
         tile=tile,
         grid=(blocks, op.groups, slices),
-        threads=threads,
+        threads=WARP * int(shape["WARPS_M"]) * int(shape["WARPS_N"]),
         shared_bytes=shared_bytes(source, tile),
-        ld_x=ld_x,
-        group_bytes=group_bytes,
-        tap_bytes=tap_bytes,
+        ld_x=reading.ld_x,
+        group_bytes=reading.group_bytes,
+        tap_bytes=reading.tap_bytes,
         steps=steps,
         slices=slices,
         partial_bytes=4 * area * blocks * op.groups if slices > 1 else 0,
@@ -218,18 +229,38 @@ def plan_convolution(op: Conv2dShape, precision: Precision, arch: str, cores: in
     )
 
 
+def x_bytes(source: KernelSource) -> int:
+    """Bytes of activations in a row of one step."""
+    return CODES_PER_STEP // (2 if source in (CONV_W4A4, CONV_S4_NATIVE) else 1)
+
+
+def piece_bytes(align: int) -> int:
+    """Bytes that one thread copies at once."""
+    return VECTORS if align == VECTORS else WORD_BYTES
+
+
 def shared_bytes(source: KernelSource, tile: str) -> int:
     """Dynamic shared memory of a tile: the ring of stages, which finished sums pass through too."""
     shape = source.defines(tile)
-    x_row = CODES_PER_STEP // (2 if source in (CONV_W4A4, CONV_S4_NATIVE) else 1)
     w_row = CODES_PER_STEP // (1 if source is CONV_S8 else 2)
-    return int(shape["STAGES"]) * (int(shape["BLOCK_M"]) * x_row + int(shape["BLOCK_N"]) * w_row)
+    return int(shape["STAGES"]) * (int(shape["BLOCK_M"]) * x_bytes(source) + int(shape["BLOCK_N"]) * w_row)
 
 
 def pack_taps(codes: Array, tap_bytes: int) -> Array:
     """int8 (O, whole steps of 64) from codes (O, C, R, S): tap after tap, channels padded to `tap_bytes`."""
     rows = _by_taps(codes, tap_bytes)
     return np.pad(rows, ((0, 0), (0, -rows.shape[1] % CODES_PER_STEP)))
+
+
+def step_order(steps: int) -> Array:
+    """Which k the j-th packed 4-bit weight is, beside 8-bit activations: the one a lane gets from ldmatrix.
+
+    Word 2t + i of a step holds k = 32i + 4t .. 32i + 4t + 3 in its low nibbles and 16 further in its high ones.
+    """
+    word, nibble = np.divmod(np.arange(CODES_PER_STEP), CODES_PER_WORD)
+    lane, half = np.divmod(word, 2)
+    within = 32 * half + 4 * lane + 16 * (nibble // 4) + nibble % 4
+    return np.asarray((CODES_PER_STEP * np.arange(steps)[:, None] + within).ravel())
 
 
 def pack_depthwise(codes: Array) -> Array:
@@ -262,15 +293,35 @@ def _source(op: Conv2dShape, precision: Precision, arch: str) -> KernelSource:
     return found
 
 
-def _piece_bytes(op: Conv2dShape, group_bytes: int, ld_x: int) -> int:
-    """Vectors where pixels and groups start at whole ones and the padding of the channels stays small; else words."""
-    aligned = ld_x % WIDE == 0 and (op.groups == 1 or group_bytes % WIDE == 0)
-    return WIDE if aligned and _round_up(group_bytes, WIDE) <= MOST_PADDING * group_bytes else NARROW
+@dataclass(frozen=True)
+class _Reading:
+    """How pixels are read: bytes from one to the next, of one group in it, the same padded, and their alignment."""
+
+    ld_x: int
+    group_bytes: int
+    tap_bytes: int
+    align: int
 
 
-def _choose_tile(rows: int, columns: int, groups: int, piece: int, cores: int) -> str:
+def _reading(op: Conv2dShape, source: KernelSource, ld_x: int | None) -> _Reading:
+    """Vectors where pixels and groups start at them and padding the channels costs little, else words or bytes."""
+    per_group = op.in_channels // op.groups
+    if source in (CONV_W4A4, CONV_S4_NATIVE):
+        group_bytes = math.ceil(per_group / CODES_PER_WORD) * WORD_BYTES
+        ld_x = group_bytes * op.groups
+    else:
+        group_bytes = per_group
+        ld_x = ld_x or _round_up(op.in_channels, WORD_BYTES)
+    starts = [ld_x] if op.groups == 1 else [ld_x, group_bytes]
+    align = next(unit for unit in (VECTORS, WORDS, BYTES) if all(start % unit == 0 for start in starts))
+    if align == VECTORS and _round_up(group_bytes, VECTORS) > MOST_PADDING * group_bytes:
+        align = WORDS
+    return _Reading(ld_x, group_bytes, _round_up(group_bytes, piece_bytes(align)), align)
+
+
+def _likeliest_tile(rows: int, columns: int, groups: int, align: int, cores: int) -> str:
     """The largest tile that still gives every multiprocessor a block and wastes no whole half on few channels."""
-    names = [name for name, tile in TILES.items() if tile["PIECE"] == piece]
+    names = [name for name, tile in TILES.items() if tile["ALIGN_X"] == align]
     names.sort(key=lambda name: -int(TILES[name]["BLOCK_M"]) * int(TILES[name]["BLOCK_N"]))
     for name in names:
         m, n = int(TILES[name]["BLOCK_M"]), int(TILES[name]["BLOCK_N"])

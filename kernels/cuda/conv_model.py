@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cuda.conv import CODES_PER_STEP, CONV_S8, CONV_W4A8, ConvArguments, ConvPlan
+from kernels.cuda.conv import CONV_S8, CONV_W4A8, ConvArguments, ConvPlan, piece_bytes, step_order, x_bytes
 from kernels.cuda.packing import unpack_int4
 
 Array = np.ndarray[Any, Any]
@@ -23,9 +23,8 @@ def copied_pieces(plan: ConvPlan, group: int) -> tuple[Array, Array]:
     """
     a = plan.arguments(0, 0)
     assert isinstance(a, ConvArguments)
-    piece = int(plan.source.defines(plan.tile)["PIECE"])
-    x_bytes = _x_bytes(plan)
-    r, s, c = _walk(a, piece, x_bytes)
+    piece = _piece(plan)
+    r, s, c = _walk(a, piece, x_bytes(plan.source))
     rows = np.arange(a.m)
     q, p, n = rows % a.out_width, rows // a.out_width % a.out_height, rows // a.out_width // a.out_height
     h = (p * a.stride_height - a.pad_top)[:, None] + r * a.dilation_height
@@ -39,7 +38,7 @@ def copied_pieces(plan: ConvPlan, group: int) -> tuple[Array, Array]:
 def image(plan: ConvPlan, x: Array, group: int) -> Array:
     """uint8 (rows, steps · X_BYTES): the matrix whose product with the weights is the convolution."""
     source, valid = copied_pieces(plan, group)
-    piece = int(plan.source.defines(plan.tile)["PIECE"])
+    piece = _piece(plan)
     stored = np.ascontiguousarray(x).view(np.uint8).ravel()
     lane = np.arange(piece)
     counts = lane < valid[..., None]
@@ -57,7 +56,8 @@ def convolve(plan: ConvPlan, x: Array, weights: Array) -> Array:
         if plan.source is CONV_S8:
             left, right = rows.view(np.int8), packed
         elif plan.source is CONV_W4A8:
-            left, right = rows.view(np.int8), unpack_int4(packed, rows.shape[1])
+            left = rows.view(np.int8)[:, step_order(plan.steps)]
+            right = unpack_int4(packed, rows.shape[1])
         else:
             left = unpack_int4(rows.view("<u4"), rows.shape[1] * 2)
             right = unpack_int4(packed, left.shape[1])
@@ -65,12 +65,12 @@ def convolve(plan: ConvPlan, x: Array, weights: Array) -> Array:
     return np.concatenate(parts, axis=1)
 
 
-def _walk(a: ConvArguments, piece: int, x_bytes: int) -> tuple[Array, Array, Array]:
+def _walk(a: ConvArguments, piece: int, row: int) -> tuple[Array, Array, Array]:
     """(r, s, c) of every piece of every step, each thread's by the additions of `Walk::advance`."""
-    position = np.arange(0, x_bytes, piece)
-    tap, taps = position // a.tap_bytes, x_bytes // a.tap_bytes
+    position = np.arange(0, row, piece)
+    tap, taps = position // a.tap_bytes, row // a.tap_bytes
     r, s, c = tap // a.kernel_width, tap % a.kernel_width, position % a.tap_bytes
-    step_r, step_s, step_c = taps // a.kernel_width, taps % a.kernel_width, x_bytes % a.tap_bytes
+    step_r, step_s, step_c = taps // a.kernel_width, taps % a.kernel_width, row % a.tap_bytes
     places = []
     for _ in range(a.steps):
         places.append((r, s, c))
@@ -83,5 +83,5 @@ def _walk(a: ConvArguments, piece: int, x_bytes: int) -> tuple[Array, Array, Arr
     return walked[0], walked[1], walked[2]
 
 
-def _x_bytes(plan: ConvPlan) -> int:
-    return CODES_PER_STEP if plan.source in (CONV_S8, CONV_W4A8) else CODES_PER_STEP // 2
+def _piece(plan: ConvPlan) -> int:
+    return piece_bytes(int(plan.source.defines(plan.tile)["ALIGN_X"]))

@@ -3,5 +3,5 @@
 
 KERNEL void __launch_bounds__(32 * WARPS_M * WARPS_N) conv_s8(const Conv a, const Epilogue e) {
   DYNAMIC_SHARED(shared);
-  ConvTile<StepS8, 64>::run(a, e, shared);
+  ConvTile<ConvS8>::run(a, e, shared);
 }

@@ -71,7 +71,7 @@ class Launch:
 
 def launches(op: OpShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
     """Every launch of an integer kernel for a pair, best guess first; empty where there is no kernel."""
-    if capability(arch, precision.name) in (Via.UNSUPPORTED, Via.EMULATED):
+    if precision.is_float or capability(arch, precision.name) in (Via.UNSUPPORTED, Via.EMULATED):
         return []
     if isinstance(op, LinearShape):
         return product_launches(op, precision, arch, cores, output)
@@ -93,7 +93,10 @@ def product_launches(op: LinearShape, precision: Precision, arch: str, cores: in
 
 def conv_launches(op: Conv2dShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
     """Launches of a convolution: as itself, and as the matrix product it may be."""
-    found = [_conv(conv.plan_convolution(op, precision, arch, cores), output)]
+    plans = [
+        conv.plan_convolution(op, precision, arch, cores, tile=tile) for tile in conv.fitting_tiles(op, precision, arch)
+    ]
+    found = [_conv(plan, output) for plan in plans]
     product = conv.as_product(op)
     if product is not None:
         flat = product_launches(product, precision, arch, cores, output)
@@ -112,7 +115,7 @@ def _conv(plan: conv.ConvPlan, output: Output) -> Launch:
     return Launch(
         source=plan.source,
         tile=plan.tile,
-        defines={"OUTPUT": int(output)},
+        defines={"OUTPUT": int(output), **plan.defines},
         grid=plan.grid,
         threads=plan.threads,
         shared_bytes=plan.shared_bytes,

@@ -22,15 +22,16 @@
 // zero-filled by cp.async and nothing is read: padding, odd channel counts and the end of K cost no branch. That is
 // why zero must be code 0 of the activations.
 //
-// PIECE 16 wants pixels and groups of a multiple of 16 bytes, 4 of a multiple of 4 (the 3 channels of a first layer,
-// stored as 4); anything else is copied byte by byte and still right.
+// ALIGN_X is what the addresses of pixels and groups are multiples of: 16 copies vectors; 4 copies words, for the 3 channels
+// of a first layer stored as 4; 1 gathers words byte by byte, for anything else.
 //
-// Order of k inside a step: a lane takes bytes 16t..16t+15 of both operands, one 16-byte load each; see int4.cuh.
 #pragma once
 
 #include "epilogue.cuh"
 #include "int4.cuh"
 #include "tile.cuh"
+
+constexpr int PIECE = ALIGN_X == 16 ? 16 : 4;
 
 struct Conv {
   const u8* x;       // (pixels, ld_x bytes): s8 codes, or words of eight 4-bit codes
@@ -51,37 +52,66 @@ struct Conv {
   s32 slices;        // of K = gridDim.z
 };
 
-// Eight bits on both sides: a lane's 16 bytes are the registers of two instructions.
-struct StepS8 {
+// How a warp reads its operands. X is a fragment of 16 pixels and W one of 8 channels, over the 64 codes of a step.
+// 8-bit activations come by ldmatrix, in the registers and the order that m16n8k32 takes.
+struct BytesOfImage {
   static constexpr int X_BYTES = 64;
-  static constexpr int SHIFT = 0;
   typedef StepW4A8::X X;
-  typedef StepW4A8::W W;
-
-  template <WordOrder ORDER>
-  static DEVICE void load_x(X& x, const u8* rows, int g, int t) { StepW4A8::load_x<ORDER>(x, rows, g, t); }
-  template <WordOrder ORDER>
-  static DEVICE void load_w(W& w, const u8* rows, int g, int t) {
-    u32 bytes[4];
-    load_bytes<ORDER>(bytes, rows + g * X_BYTES, t, ByteRows::of(g));
-#pragma unroll
-    for (int i = 0; i < 2; ++i) w.word[i][0] = bytes[2 * i], w.word[i][1] = bytes[2 * i + 1];
+  static DEVICE void load_x(X& x, const u8* tile, u32 row) {
+    load_a<X_BYTES>(x.word[0], shared_address(tile), row, 0);
+    load_a<X_BYTES>(x.word[1], shared_address(tile), row, 1);
   }
-  static DEVICE void multiply(s32 (&c)[4], const X& x, const W& w, int i) { mma_m16n8k32_s8(c, x.word[i], w.word[i]); }
 };
 
-// `valid` of BYTES bytes and zeroes behind them.
-template <int BYTES>
-DEVICE void copy_piece(u8* to, const u8* from, s32 valid, bool aligned) {
-  if (!aligned) {
-#pragma unroll 1
-    for (int i = 0; i < BYTES; ++i) to[i] = i < valid ? from[i] : 0;
-  } else if constexpr (BYTES == 16) {
-    cp_async_16(shared_address(to), from, valid);
-  } else {
-    cp_async_4(shared_address(to), from, valid);
+struct ConvS8 : BytesOfImage {
+  static constexpr int W_BYTES = 64, SHIFT = 0;
+  typedef StepW4A8::W W;
+  template <int N>
+  static DEVICE void load_w(W (&w)[N], const u8* tile, u32 row) {
+    static_assert(N % 2 == 0, "channels come in pairs of fragments");
+#pragma unroll
+    for (int j = 0; j < N; j += 2)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        u32 pair[4];
+        load_b_pair<W_BYTES>(pair, shared_address(tile), row + 8 * j, half);
+        w[j].word[half][0] = pair[0], w[j].word[half][1] = pair[1];
+        w[j + 1].word[half][0] = pair[2], w[j + 1].word[half][1] = pair[3];
+      }
   }
-}
+  static DEVICE void multiply(s32 (&c)[4], const X& x, const W& w, int half) { mma_m16n8k32_s8(c, x.word[half], w.word[half]); }
+};
+
+// Words of codes, lane by lane as in int4.cuh.
+template <class Step>
+struct WordsOfWeights {
+  static constexpr int W_BYTES = 32, SHIFT = Step::SHIFT;
+  typedef typename Step::W W;
+  template <int N>
+  static DEVICE void load_w(W (&w)[N], const u8* tile, u32 row) {
+#pragma unroll
+    for (int j = 0; j < N; ++j) Step::template load_w<ADJACENT>(w[j], tile + (row + 8 * j) * W_BYTES, lane_id() / 4, lane_id() % 4);
+  }
+};
+
+// The host orders the codes of every step so that the two words of a lane, low nibbles then high ones, are the weights of
+// the k that ldmatrix gave it: word 2t + i holds k = 32i + 4t.. and 32i + 16 + 4t.. (`kernels.cuda.conv.step_order`).
+struct ConvW4A8 : BytesOfImage, WordsOfWeights<StepW4A8> {
+  static DEVICE void multiply(s32 (&c)[4], const X& x, const W& w, int half) { mma_m16n8k32_s8(c, x.word[half], w.word[half]); }
+};
+
+// 4-bit activations: both sides are words, so any order of k will do.
+template <class Step>
+struct ConvWords : WordsOfWeights<Step> {
+  static constexpr int X_BYTES = 32;
+  typedef typename Step::X X;
+  static DEVICE void load_x(X& x, const u8* tile, u32 row) {
+    Step::template load_x<ADJACENT>(x, tile + row * X_BYTES, lane_id() / 4, lane_id() % 4);
+  }
+  static DEVICE void multiply(s32 (&c)[4], const X& x, const typename Step::W& w, int half) { Step::multiply(c, x, w, half); }
+};
+typedef ConvWords<StepW4A4> ConvW4A4;
+typedef ConvWords<StepS4> ConvS4;
 
 constexpr s32 FAR_ABOVE = -(1 << 30);  // no tap reaches the picture from there
 
@@ -116,17 +146,18 @@ DEVICE Epilogue from_column(Epilogue e, s32 n) {
   return e;
 }
 
-template <class Step, int W_BYTES>
+template <class Step>
 struct ConvTile {
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
   static constexpr int WARP_M = BLOCK_M / WARPS_M, WARP_N = BLOCK_N / WARPS_N;
   static constexpr int TILES_M = WARP_M / 16, TILES_N = WARP_N / 8, TILES = TILES_M * TILES_N;
-  static constexpr int X_BYTES = Step::X_BYTES;
+  static constexpr int X_BYTES = Step::X_BYTES, W_BYTES = Step::W_BYTES;
   static constexpr int PIECES = X_BYTES / PIECE, ROW_STEP = THREADS / PIECES, ROWS = BLOCK_M / ROW_STEP;
   static constexpr int W_AT = BLOCK_M * X_BYTES, STAGE_BYTES = W_AT + BLOCK_N * W_BYTES;
   typedef SliceWriter<OUTPUT, BLOCK_N, THREADS> Writer;
   static_assert(WARP_M % 16 == 0 && WARP_N % 8 == 0, "warps own whole tiles");
   static_assert(THREADS % PIECES == 0 && BLOCK_M % ROW_STEP == 0, "every thread copies one piece of whole rows");
+  static_assert(ROW_STEP % 8 == 0, "a thread's rows are laid out alike");
   static_assert(16 * WARPS_M * Writer::PITCH * 4 <= STAGES * STAGE_BYTES, "a slice of sums fits into the ring");
 
   // The rows that a thread copies: byte of the patch's first pixel, and that pixel's place, outside the picture or not.
@@ -143,31 +174,43 @@ struct ConvTile {
     }
   }
 
-  static DEVICE void load_image(u8* stage, const Conv& a, const u8* x, const Rows& rows, const Walk& walk, bool aligned) {
+  static DEVICE bool seen(const Conv& a, const Rows& rows, int j, s32 dh, s32 dw) {
+    return static_cast<u32>(rows.h[j] + dh) < static_cast<u32>(a.height) &&
+           static_cast<u32>(rows.w[j] + dw) < static_cast<u32>(a.width);
+  }
+
+  static DEVICE void load_image(u8* stage, const Conv& a, const u8* x, const Rows& rows, const Walk& walk) {
     const s32 dh = walk.r * a.dilation_height, dw = walk.s * a.dilation_width;
-    const s64 at = (static_cast<s64>(dh) * a.width + dw) * a.ld_x + walk.c;
-    const s32 left = a.group_bytes - walk.c, valid = left < PIECE ? left : PIECE;
+    const u8* tap = x + ((dh * a.width + dw) * a.ld_x + walk.c);  // one picture is below 2 GiB
+    const s32 left = walk.r < a.kernel_height ? a.group_bytes - walk.c : 0, valid = left < PIECE ? left : PIECE;
     const u32 byte = threadIdx.x % PIECES * PIECE;
+    u8* to = stage + chunk_place<X_BYTES>(threadIdx.x / PIECES, byte / 16) + byte % 16;
+    const u32 address = shared_address(to);
 #pragma unroll
     for (int j = 0; j < ROWS; ++j) {
-      const u32 row = threadIdx.x / PIECES + j * ROW_STEP;
-      const bool seen = walk.r < a.kernel_height && static_cast<u32>(rows.h[j] + dh) < static_cast<u32>(a.height) &&
-                        static_cast<u32>(rows.w[j] + dw) < static_cast<u32>(a.width);
-      copy_piece<PIECE>(stage + chunk_place<X_BYTES>(row, byte / 16) + byte % 16, seen ? x + rows.at[j] + at : a.x,
-                        seen ? valid : 0, aligned);
+      const s32 counts = seen(a, rows, j, dh, dw) ? valid : 0;
+      const u8* from = tap + rows.at[j];
+      if constexpr (ALIGN_X == 16) {
+        cp_async_16(address + j * ROW_STEP * X_BYTES, from, counts);
+      } else if constexpr (ALIGN_X == 4) {
+        cp_async_4(address + j * ROW_STEP * X_BYTES, from, counts);
+      } else {
+        u32 word = 0;
+#pragma unroll
+        for (int i = 0; i < PIECE; ++i)
+          if (i < counts) word |= static_cast<u32>(from[i]) << (8 * i);
+        store_shared_4(address + j * ROW_STEP * X_BYTES, word);
+      }
     }
   }
 
   static DEVICE void multiply_step(s32 (&sums)[TILES][4], const u8* stage, u32 warp_m, u32 warp_n) {
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
     typename Step::W w[TILES_N];
-#pragma unroll
-    for (int j = 0; j < TILES_N; ++j)
-      Step::template load_w<ADJACENT>(w[j], stage + W_AT + (warp_n * WARP_N + 8 * j) * W_BYTES, g, t);
+    Step::load_w(w, stage + W_AT, warp_n * WARP_N);
 #pragma unroll
     for (int i = 0; i < TILES_M; ++i) {
       typename Step::X x;
-      Step::template load_x<ADJACENT>(x, stage + (warp_m * WARP_M + 16 * i) * X_BYTES, g, t);
+      Step::load_x(x, stage, warp_m * WARP_M + 16 * i);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -233,7 +276,6 @@ struct ConvTile {
     const s32 last = static_cast<s32>(static_cast<s64>(a.steps) * (blockIdx.z + 1) / a.slices);
     const s32 ld_w = a.steps * W_BYTES;
     const u8* x = a.x + static_cast<s64>(group) * a.group_bytes;
-    const bool aligned = ((reinterpret_cast<u64>(x) | static_cast<u64>(a.ld_x)) & (PIECE - 1)) == 0;
 
     Rows rows;
     find_rows(rows, a, row0);
@@ -242,7 +284,7 @@ struct ConvTile {
     TileLoader<BLOCK_N, W_BYTES, THREADS, 16> load_w(a.w + static_cast<s64>(group) * a.n * ld_w, ld_w, column0, a.n,
                                                      first * W_BYTES, ld_w);
     const auto fill = [&](u8* stage) {
-      load_image(stage, a, x, rows, walk, aligned);
+      load_image(stage, a, x, rows, walk);
       walk.advance(a);
       load_w.next(shared_address(stage + W_AT));
     };
@@ -266,7 +308,7 @@ struct ConvTile {
     }
     cp_async_wait<0>();
     __syncthreads();  // the stages may be reused from here on
-    if (a.slices > 1) {
+    if constexpr (SPLIT_K) {
       if (!add_slices(sums, a, reinterpret_cast<u32*>(shared))) return;
       __syncthreads();
     }

@@ -68,7 +68,7 @@ def sums_of(case: ConvCase, precision: str, arch: str, *, cores: int, seed: int 
     plan = plan_convolution(case.op, Precision(precision), arch, cores, ld_x)
     run = Run(plan, case, Output.S32)
     bias = np.random.default_rng(seed).integers(-1000, 1000, case.op.out_channels).astype(np.int32)
-    kernel = emulate(plan.source, arch, plan.tile, {"OUTPUT": int(Output.S32)})
+    kernel = emulate(plan.source, arch, plan.tile, {"OUTPUT": int(Output.S32), **plan.defines})
     out = run.launch(kernel, EpilogueArguments(bias=run.upload(bias, "bias").address), seed)
     return out.astype(np.int64) - bias
 
@@ -83,18 +83,18 @@ def test_named_geometries_are_exact(variant: str, name: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_random_geometries_are_exact(variant: str) -> None:
-    """Tiles of the smallest kind, wide and narrow, with and without slices of K."""
+    """Tiles of the smallest kind, copying vectors, words and bytes, with and without slices of K."""
     precision, weight_bits, activation_bits, arch = VARIANTS[variant]
-    sliced = narrow = 0
+    sliced = words = 0
     for seed in range(34):
         case = random_case(seed, weight_bits=weight_bits, activation_bits=activation_bits)
         if activation_bits == 8 and case.op.groups == case.op.in_channels > 1:
             continue
         plan = plan_convolution(case.op, Precision(precision), arch, 64)
-        sliced, narrow = sliced + (plan.slices > 1), narrow + ("narrow" in plan.tile)
+        sliced, words = sliced + (plan.slices > 1), words + ("words" in plan.tile)
         assert (sums_of(case, precision, arch, cores=64, seed=seed) == case.sums).all(), (seed, case.op.signature)
     assert sliced
-    assert narrow
+    assert words
 
 
 def test_depthwise_geometries_are_exact() -> None:
@@ -103,11 +103,11 @@ def test_depthwise_geometries_are_exact() -> None:
         assert (sums_of(case, "w8a8", "sm_80", cores=4, seed=seed) == case.sums).all(), (seed, case.op.signature)
 
 
-@pytest.mark.parametrize("tile", ["128x64", "128x128", "128x64-narrow"])
+@pytest.mark.parametrize("tile", ["128x64", "128x128", "128x64-words"])
 def test_larger_tiles_are_exact(tile: str) -> None:
     """On a device of one multiprocessor the largest tile that the channels fill is chosen."""
-    channels = {"128x64": 40, "128x128": 130, "128x64-narrow": 40}[tile]
-    op = Conv2dShape(1, 9 if "narrow" in tile else 32, 9, 9, channels, (3, 3), (1, 1), (1, 1, 1, 1))
+    channels = {"128x64": 40, "128x128": 130, "128x64-words": 40}[tile]
+    op = Conv2dShape(1, 9 if "words" in tile else 32, 9, 9, channels, (3, 3), (1, 1), (1, 1, 1, 1))
     plan = plan_convolution(op, Precision("w8a8"), "sm_80", cores=1)
     assert plan.tile == tile
     rng = np.random.default_rng(5)
@@ -156,7 +156,7 @@ def test_the_epilogue_belongs_to_the_group_that_writes(precision: str, seed: int
     wide = Numerics(16, symmetric=True, signed=True, granularity=Granularity.TENSOR)
     main = requantize(case.sums + bias, scale, 0, wide)
     beside = requantize(residual.astype(np.int64), 0.37, 0, wide)
-    out = run.launch(emulate(plan.source, "sm_80", plan.tile), epilogue, seed)
+    out = run.launch(emulate(plan.source, "sm_80", plan.tile, plan.defines), epilogue, seed)
     assert (out == np.clip(main + beside, 0, 127)).all()
 
 
