@@ -16,6 +16,7 @@ from search.candidates.candidate_set import CandidateSet
 from search.errors import BadSubmission
 from search.evaluation.evaluate import evaluate_target
 from search.graph import Graph
+from search.judging import FINALISTS, PROVISIONAL
 from search.latency.estimated import estimate_model
 from search.latency.model import MeasuredModel, measure_model
 from search.loss.inference import infer_losses
@@ -163,7 +164,10 @@ def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 
 
 def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
-    """Finalists built, audited, run and timed; one chosen per target; the report and the artifacts."""
+    """Finalists built, audited, run and timed; one chosen per target; the report and the artifacts.
+
+    Where the study names an evaluator (one target then) nothing is chosen: `search.judging` does, from its numbers.
+    """
     folder, study = StudyFolder(path), parse_study(spec)
     graph = folder.graph()
     data, splits = split_data(folder, graph, study)
@@ -196,6 +200,10 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
         )
         verdicts.append({"hardware": target.hardware, **evaluation.verdict_json()})
     report = report_document(graph, study, data, splits, loss, documents)
+    if study.evaluator is not None:
+        outputs.append(folder.write_json(PROVISIONAL, report))
+        outputs.append(folder.write_json(FINALISTS, [item.to_json() for item in evaluation.finalists]))
+        return {"outputs": outputs, "summary": {"finalists": [item.summary() for item in evaluation.finalists]}}
     outputs.append(folder.write_json("report.json", report))
     (folder.path / "report.html").write_text(render_html(report))
     fronts = [{"hardware": d["hardware"], "front": d["front"], "assemblies": d["assemblies"]} for d in documents]

@@ -11,5 +11,6 @@ STAGES: Mapping[str, str] = {
     "measure": "search.pipeline:measure",
     "solve": "search.pipeline:solve",
     "evaluate": "search.pipeline:evaluate",
+    "verdict": "search.judging:verdict",
     "answer": "search.answering:answer",
 }

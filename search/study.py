@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +26,18 @@ class Tolerance:
 
     kind: str
     limit: float
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Quality judged by the user: they measure `metric` of every finalist themselves.
+
+    With a `tolerance` the fastest wins whose metric is at most so much worse than full precision's.
+    """
+
+    metric: str
+    higher_is_better: bool = True
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ class Study:
     front_points: int = 24
     solver: str = "cbc"
     estimates: bool = False
+    evaluator: Evaluator | None = None
 
 
 def require_goals(study: Study) -> None:
@@ -98,6 +112,7 @@ def parse_study(data: Mapping[str, Any]) -> Study:
         front_points=_whole_number("front_points", options.get("front_points", 24), least=2),
         solver=options.get("solver", "cbc"),
         estimates=_yes_or_no("estimates", options.get("estimates", False)),
+        evaluator=_parse_evaluator(data.get("evaluator")),
     )
 
 
@@ -131,6 +146,25 @@ def _parse_point(data: Mapping[str, Any]) -> OperatingPoint:
         threads=_whole_number("threads", data.get("threads", 1), least=1),
         dims=tuple(sorted((str(name), _whole_number(name, value, least=1)) for name, value in dims.items())),
     )
+
+
+def _parse_evaluator(data: Any) -> Evaluator | None:
+    match data:
+        case None:
+            return None
+        case {"metric": str() as metric, **rest} if metric and set(rest) <= {"higher_is_better", "tolerance"}:
+            higher, tolerance = rest.get("higher_is_better", True), rest.get("tolerance")
+            if isinstance(higher, bool) and (tolerance is None or (_is_number(tolerance) and tolerance >= 0)):
+                return Evaluator(metric, higher, None if tolerance is None else float(tolerance))
+    raise BadSubmission(
+        f"{data!r} is not an evaluator",
+        hint='write {"metric": "mAP", "higher_is_better": true, "tolerance": 0.005}',
+        code="bad_study",
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parse_tolerance(data: Any) -> Tolerance:

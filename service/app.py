@@ -27,6 +27,7 @@ from service.queue.celery_settings import make_celery
 from service.queue.outbox import Sender, celery_sender
 from service.settings import Settings, process_settings
 from service.store.database import Database
+from service.studies.compare import router as compare
 from service.studies.router import router as studies
 from service.version import VERSION
 from service.workers.router import router as workers
@@ -39,6 +40,7 @@ ROUTERS: tuple[tuple[Noun, APIRouter], ...] = (
     ("hardware", latency_tables),
     ("server", workers),
     ("studies", studies),
+    ("studies", compare),
     ("studies", artifacts.router),
 )
 

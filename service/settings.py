@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     stage_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="Compute threads of a stage's child."
     )
+    scan_shards: int = Field(
+        default=0, ge=0, le=16, description="Stages a scan is cut into; 0 means one for each live worker that scans."
+    )
     stages: str = Field(default="search.stages:STAGES", description="Where the child finds its stage functions.")
     kernels: str = Field(
         default="kernels", description="Module run as `python -m … profile --json` to name this hardware."

@@ -27,10 +27,13 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.blobs import BlobMissing, Blobs, BlobStoreAway
+from service.logs import log_ids
 from service.settings import Settings
 from service.store.database import Database, is_outage
+from service.store.fleet import serving_version
 from service.store.stages import forget_outputs, study_outputs
 from service.studies.inputs import InputDeleted, StageInputs
+from service.version import VERSION
 from workers import claims
 from workers.claims import Beat, Claim
 from workers.heartbeat import Heartbeat
@@ -91,18 +94,28 @@ class Supervisor:
         sweep_folders(self._folders)
 
     def run(self, stage_id: str) -> bool:
-        """Do the stage to an end; False when there was nothing to claim."""
+        """Do the stage to an end; False when there was nothing to claim, or this worker is of another version."""
+        if self._is_refused():
+            return False
         held = self._patiently(
             lambda: claims.claim(self._database, stage_id, worker_id=self._worker_id, lease_s=self._settings.lease_s)
         )
         if held is None:
             return False
+        with log_ids(study_id=held.study_id, stage_id=held.stage_id):
+            log.info("%s: attempt %d begins", held.kind, held.attempt)
+            self._do(held)
+            log.info("%s: attempt %d is over", held.kind, held.attempt)
+        return True
+
+    def _do(self, held: Claim) -> None:
+        """A claimed stage, from its inputs to what came out, whatever that is."""
         try:
             inputs = self._patiently(lambda: read_inputs(self._database, held))
             if not self._patiently(lambda: claims.set_input_key(self._database, held, inputs.key)):
-                return True
+                return
             if self._patiently(lambda: self._reuse(held, inputs)):
-                return True
+                return
             with self._folder() as folder:
                 with Heartbeat(lambda: self._beat(held), self._settings.beat_s):
                     lay_out(folder, inputs, self._blobs)
@@ -125,7 +138,18 @@ class Supervisor:
             log.exception("stage %s (%s) of study %s", held.stage_id, held.kind, held.study_id)
             code = "disk_full" if isinstance(error, OSError) and error.errno in NO_SPACE else "worker_error"
             self._give_back(held, code, f"{type(error).__name__}: {error}"[:2000])
-        return True
+
+    def _is_refused(self) -> bool:
+        """A worker of another version would write what the server, or other workers, cannot read."""
+
+        def read() -> str:
+            with self._database.read() as session:
+                return serving_version(session)
+
+        serving = self._patiently(read)
+        if serving != VERSION:
+            log.warning("this worker is version %s, the server %s: it takes no stage; update it", VERSION, serving)
+        return serving != VERSION
 
     def _patiently(self, write: Callable[[], T]) -> T:
         return patiently(write, limit_s=self._settings.outage_s, give_up=self._is_ending)

@@ -24,6 +24,7 @@ from search.candidates.refit import refit_sequentially
 from search.data.chunking import chunk_size
 from search.data.dataset import Dataset, Splits
 from search.evaluation.estimate import Estimate, estimate_difference
+from search.evaluation.finalists import Finalist, pick_finalists
 from search.evaluation.quality import Quality, assess, run_in_chunks
 from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide, decide_within
 from search.latency.measure import END_TO_END, random_inputs, runner
@@ -48,7 +49,7 @@ class TargetEvaluation:
 
     `report` holds qualities on the report split by plan name; `against_runner_up` is the paired difference of losses,
     chosen minus the best plain assembly. `op_times` are the ops of the chosen model, slowest first. `files` are the
-    artifacts delivered, by name in the study's folder.
+    artifacts delivered, by name in the study's folder. `finalists` wait for the user's own evaluator.
     """
 
     target: Target
@@ -61,6 +62,7 @@ class TargetEvaluation:
     op_times: tuple[OpTime, ...]
     files: tuple[str, ...]
     measured: bool
+    finalists: tuple[Finalist, ...] = ()
 
     def verdict_json(self) -> dict[str, Any]:
         return {
@@ -250,12 +252,18 @@ def evaluate_target(
             first, second = report[verdict.chosen], report[verdict.runner_up]
             difference = estimate_difference(first.losses, second.losses, first.groups, study.seed)
         slowest = () if verdict.chosen is None else bench.op_times(verdict.chosen)
-        files = _deliver(bench, verdict, folder, index)
+        finalists: tuple[Finalist, ...] = ()
+        if study.evaluator is None:
+            files = _deliver(bench, verdict, folder, index)
+        else:
+            finalists = _deliver_finalists(bench, pick_finalists(evaluated, limits), limits, folder)
+            files = tuple(name for item in finalists for name in item.files.values())
     finally:
         bench.close()
     return TargetEvaluation(
-        target, limits, tuple(evaluated), report, verdict, difference, solved, slowest, files, backend is not None
-    )
+        target, limits, tuple(evaluated), report, verdict, difference, solved, slowest, files, backend is not None,
+        finalists,
+    )  # fmt: skip
 
 
 def _timed(
@@ -300,6 +308,29 @@ def _solved_again(
             known.add(frozenset(plan.precisions.items()))
             found.append(plan)
     return found
+
+
+def _deliver_finalists(
+    bench: Workbench, picked: Sequence[Evaluated], limits: Mapping[str, float], folder: Path
+) -> tuple[Finalist, ...]:
+    """Every finalist's files as `finalist_<n>_<what>`, for the user's own evaluator."""
+    finalists: list[Finalist] = []
+    for number, item in enumerate(picked):
+        bundle = bench.bundles[item.plan.name]
+        files: dict[str, str] = {}
+        for name in bundle.files:
+            stem, dot, suffix = name.partition(".")
+            what = "artifact" if stem == "model" else stem
+            kept = files[f"{what}_0{dot}{suffix}"] = f"finalist_{number}_{what}{dot}{suffix}"
+            (bundle.folder / name).rename(folder / kept)
+        finalists.append(
+            Finalist(
+                item.plan.name, item.plan.source.value, files, item.meets(limits), item.latency_ms, item.size_bytes
+            )
+        )
+    for bundle in bench.bundles.values():
+        shutil.rmtree(bundle.folder)
+    return tuple(finalists)
 
 
 def _deliver(bench: Workbench, verdict: Verdict, folder: Path, index: int) -> tuple[str, ...]:

@@ -30,8 +30,8 @@ class SolvedTarget:
     """Everything worth building for one target.
 
     `limits` are the budgets in their own units (`latency_ms`, …). `front` is the Pareto front of the first metric,
-    `front_metric`, over `front_resource`. `full_precision` holds its costs. `infeasible` is set when no metric's
-    problem has an answer under the budgets.
+    `front_metric`, over `front_resource`. `full_precision` holds its costs. `groups` lists the layers of each
+    group the front names. `infeasible` is set when no metric's problem has an answer under the budgets.
     """
 
     plans: tuple[PlannedAssembly, ...]
@@ -40,6 +40,7 @@ class SolvedTarget:
     front_resource: str
     front: tuple[FrontPoint, ...]
     full_precision: Mapping[str, float]
+    groups: Mapping[str, tuple[str, ...]]
     infeasible: Infeasible | None
 
     def to_json(self) -> dict[str, Any]:
@@ -48,6 +49,7 @@ class SolvedTarget:
             "full_precision": dict(self.full_precision),
             "front_metric": self.front_metric,
             "front_resource": self.front_resource,
+            "groups": {name: list(layers) for name, layers in self.groups.items()},
             "front": [asdict(point) for point in self.front],
             "infeasible": None if self.infeasible is None else asdict(self.infeasible),
         }
@@ -88,7 +90,8 @@ def plan_target(costs: TargetCosts, question: Question, target: Target, study: S
         plans += _front_plans(front, resource, limits, leading, bounded[leading], study)
     elif infeasible.nearest is not None:
         plans.append(_allocated("nearest", Source.METRIC, leading, infeasible.nearest, first))
-    return SolvedTarget(tuple(plans), limits, leading, resource, front, question.full_precision(), infeasible)
+    groups = {group.name: group.layers for group in first.groups}
+    return SolvedTarget(tuple(plans), limits, leading, resource, front, question.full_precision(), groups, infeasible)
 
 
 def tightened(

@@ -10,14 +10,20 @@ from sqlalchemy.orm import Session
 
 from service.canonical import content_key
 from service.store.database import database_now
-from service.store.models import HardwareProfileRow, WorkerRow
+from service.store.models import DeploymentRow, HardwareProfileRow, WorkerRow
 from service.store.studies import now, rows_changed
+from service.version import VERSION
+
+DEPLOYMENT = "server"
 
 
-def live_queues(session: Session, silent_s: float) -> frozenset[str]:
-    """Queues that some worker heard of in the last `silent_s` seconds takes stages from."""
-    rows = session.scalars(select(WorkerRow.queues).where(WorkerRow.seen_at > database_now() - silent_s))
-    return frozenset(queue for queues in rows for queue in queues)
+def live_queues(session: Session, silent_s: float, *, of_this_version: bool = True) -> frozenset[str]:
+    """Queues that some worker heard of in the last `silent_s` seconds takes stages from; workers of another version
+    than this process take none."""
+    query = select(WorkerRow.queues).where(WorkerRow.seen_at > database_now() - silent_s)
+    if of_this_version:
+        query = query.where(WorkerRow.version == VERSION)
+    return frozenset(queue for queues in session.scalars(query) for queue in queues)
 
 
 def live_workers(session: Session, silent_s: float) -> list[WorkerRow]:
@@ -79,3 +85,14 @@ def forget_silent_workers(session: Session, silent_s: float) -> int:
     """Remove workers unheard of for ten times `silent_s`."""
     old = delete(WorkerRow).where(WorkerRow.seen_at < database_now() - 10 * silent_s)
     return rows_changed(session.execute(old))
+
+
+def enter_version(session: Session) -> None:
+    """This process's version serves from now on: it has just brought the database to its schema."""
+    session.merge(DeploymentRow(name=DEPLOYMENT, version=VERSION, changed_at=now(session)))
+
+
+def serving_version(session: Session) -> str:
+    """The version that serves; this process's own where none was entered yet."""
+    row = session.get(DeploymentRow, DEPLOYMENT)
+    return VERSION if row is None else row.version

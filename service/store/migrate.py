@@ -11,6 +11,7 @@ from alembic.script import ScriptDirectory
 
 from service.hardware_profiles.profiles import enter_shipped_profiles
 from service.store.database import Database
+from service.store.fleet import enter_version
 
 POSTGRESQL_LOCK = 0x62770001
 
@@ -23,13 +24,14 @@ def _config(database: Database) -> Config:
 
 
 def migrate(database: Database) -> None:
-    """Upgrade to the newest revision and enter the shipped hardware profiles.
+    """Upgrade to the newest revision, enter the shipped hardware profiles and the version that serves from now on.
 
     Several processes may call it at once: the migration takes a lock.
     """
     migrate_to(database, "head")
     with database.write() as session:
         enter_shipped_profiles(session)
+        enter_version(session)
 
 
 def migrate_to(database: Database, revision: str) -> None:

@@ -26,7 +26,8 @@ class StageKind:
     `hardware` only, `operating_point` too, or the whole `goal` with budgets and tolerance; what a stage does not see
     can change and finds it finished. `device` says what of the hardware profile its output depends on. `ignores` are
     options it does not read. `shards` names the kind it is a part of: planned as several stages, or as none. `saves`:
-    parts it saves are taken up by later attempts and by all kinds of that name. `awaits`: it also waits for what only
+    parts it saves are taken up by later attempts and by all kinds of that name. `judges`: it is told of the user's own
+    evaluator. `awaits`: it also waits for what only
     a user can bring. `publishes`: its files are artifacts.
     """
 
@@ -39,6 +40,7 @@ class StageKind:
     ignores: tuple[str, ...] = ()
     shards: str | None = None
     saves: str | None = None
+    judges: bool = False
     awaits: str | None = None
     publishes: bool = False
 
@@ -61,9 +63,13 @@ KINDS: tuple[StageKind, ...] = (
         saves="measure",
     ),
     StageKind("solve", ("scan", "measure"), "solve", per_target=True),
-    StageKind("evaluate", ("solve",), "measure.{hardware}", per_target=True, publishes=True),
-    StageKind("verdict", ("evaluate",), "solve", per_target=True, awaits=EVALUATIONS, publishes=True),
-    StageKind("answer", ("solve",), "solve", per_target=True),
+    StageKind("evaluate", ("solve",), "measure.{hardware}", per_target=True, judges=True, publishes=True),
+    StageKind(
+        "verdict", ("evaluate",), "solve", per_target=True, judges=True, awaits=EVALUATIONS, publishes=True
+    ),
+    StageKind(
+        "answer", ("solve",), "solve", per_target=True, ignores=(*_SCANNING, "pins", "front_points", "estimates")
+    ),
 )  # fmt: skip
 STUDY_KINDS = ("check", "scan_shard", "scan", "measure", "solve", "evaluate")
 GOALS = ("budgets", "tolerance")
@@ -90,7 +96,12 @@ class PlannedStage:
 def study_kinds(spec: Mapping[str, Any]) -> tuple[StageKind, ...]:
     """The kinds a study of this request goes through."""
     names = (*STUDY_KINDS, "verdict") if spec.get("evaluator") else STUDY_KINDS
-    return tuple(kind_named(name) for name in names)
+    return tuple(map(kind_named, names))
+
+
+def answer_kinds(*, from_question: bool) -> tuple[StageKind, ...]:
+    """The kinds that find one more allocation: from a stored question alone, or with all that leads to one."""
+    return tuple(map(kind_named, ("answer",) if from_question else (*STUDY_KINDS[:-1], "answer")))
 
 
 def plan_study(
@@ -127,7 +138,8 @@ def stage_spec(
 ) -> dict[str, Any]:
     """What a stage is told of the study: its own target or all, and of each, and of the options, what it reads."""
     chosen = spec["targets"] if target is None else [spec["targets"][target]]
-    told = {name: value for name, value in spec.items() if name not in ("targets", "options")}
+    left_out = ("targets", "options") if kind.judges else ("targets", "options", "evaluator")
+    told = {name: value for name, value in spec.items() if name not in left_out}
     told["targets"] = _distinct([_seen(entry, kind, bool(spec.get("dataset"))) for entry in chosen])
     told["options"] = {name: value for name, value in spec.get("options", {}).items() if name not in kind.ignores}
     return told if shard is None else {**told, "shard": list(shard)}

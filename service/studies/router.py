@@ -10,36 +10,43 @@ import anyio
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from service.artifacts import artifact_response
-from service.dependencies import Parts, ReadSession, TheParts, WriteSession
+from service.dependencies import Parts, ReadSession, TheParts
 from service.errors import Problem, not_found
 from service.paging import DEFAULT_LIMIT, MAX_LIMIT, page_of, page_query
 from service.queue.outbox import publish_due
 from service.store.models import ArtifactRow, EventRow, StudyRow, StudyTargetRow
+from service.store.stages import wake_followers
 from service.store.studies import request_cancel
+from service.studies.allocations import router as allocations
+from service.studies.evaluations import router as evaluations
+from service.studies.idempotency import IdempotencyKey, make_once
 from service.studies.schemas import (
     ArtifactList,
     ArtifactView,
+    CloneRequest,
     EventList,
     EventView,
     StudyPage,
     StudyRequest,
     StudyView,
 )
-from service.studies.submit import replayed_study, submit_study
+from service.studies.submit import clone_study, retry_study, submit_study
 from service.studies.view import SeenStudy, see_study, study_summary
 from service.times import iso
 
 router = APIRouter(prefix="/v1/studies", tags=["studies"])
 LOOK_EVERY_S = 0.25
-IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
+router.include_router(allocations)
+router.include_router(evaluations)
 
 
 @router.post("", status_code=201, responses={200: {"model": StudyView}})
 def post_study(
+    request: Request,
     body: StudyRequest,
     response: Response,
     parts: TheParts,
@@ -47,14 +54,48 @@ def post_study(
     idempotency_key: IdempotencyKey = None,
 ) -> StudyView:
     """Submit a study: 201 and its Location; 200 when the Idempotency-Key made it before."""
-    try:
-        with parts.database.write() as session:
-            study_id, created = submit_study(session, parts.settings, body, idempotency_key)
-    except IntegrityError:
-        if idempotency_key is None:
-            raise
-        with parts.database.write() as session:
-            study_id, created = replayed_study(session, parts.settings, body, idempotency_key), False
+    sent = body.model_dump(mode="json")
+    made = make_once(request, parts, idempotency_key, sent, lambda session: submit_study(session, parts.settings, body))
+    return _made(parts, response, after, *made)
+
+
+@router.post("/{study_id}/retry", status_code=201, responses={200: {"model": StudyView}})
+def post_retry(
+    request: Request,
+    study_id: str,
+    response: Response,
+    parts: TheParts,
+    after: BackgroundTasks,
+    idempotency_key: IdempotencyKey = None,
+) -> StudyView:
+    """Try a failed or cancelled study again as a new one; what it finished or saved is not computed again."""
+
+    def make(session: Session) -> str:
+        return retry_study(session, parts.settings, _must_exist(session, study_id))
+
+    return _made(parts, response, after, *make_once(request, parts, idempotency_key, None, make))
+
+
+@router.post("/{study_id}/clone", status_code=201, responses={200: {"model": StudyView}})
+def post_clone(
+    request: Request,
+    study_id: str,
+    body: CloneRequest,
+    response: Response,
+    parts: TheParts,
+    after: BackgroundTasks,
+    idempotency_key: IdempotencyKey = None,
+) -> StudyView:
+    """A new study that asks what this one asked, but for the fields given."""
+
+    def make(session: Session) -> str:
+        return clone_study(session, parts.settings, _must_exist(session, study_id), body)
+
+    sent = body.model_dump(mode="json", exclude_unset=True)
+    return _made(parts, response, after, *make_once(request, parts, idempotency_key, sent, make))
+
+
+def _made(parts: Parts, response: Response, after: BackgroundTasks, study_id: str, created: bool) -> StudyView:
     with parts.database.read() as session:
         seen = _seen(session, parts, study_id)
     response.status_code = 201 if created else 200
@@ -74,7 +115,7 @@ def list_studies(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
 ) -> StudyPage:
     """Studies, newest first."""
-    query = select(StudyRow)
+    query = select(StudyRow).where(StudyRow.parent_id.is_(None))
     if state:
         query = query.where(StudyRow.state.in_(state))
     if model is not None:
@@ -109,16 +150,25 @@ async def get_study(
 
 
 @router.post("/{study_id}/cancel", status_code=202)
-def cancel_study(study_id: str, session: WriteSession, parts: TheParts) -> StudyView:
-    """Ask a study to stop. Asking twice is asking once; a finished study answers 409."""
-    study, stoppable = request_cancel(session, study_id)
+def cancel_study(study_id: str, parts: TheParts, after: BackgroundTasks) -> StudyView:
+    """Ask a study to stop. Asking twice is asking once; a finished study answers 409 `state_conflict`."""
+    with parts.database.write() as session:
+        study, stoppable = request_cancel(session, study_id)
     if study is None:
         raise not_found("study", study_id)
     if not stoppable and study.cancel_requested_at is None:
         raise Problem(
             409, "state_conflict", f"the study is {study.state} already", hint="a finished study stays as it is"
         )
-    return _seen(session, parts, study_id).view
+    after.add_task(_free_followers, parts)
+    with parts.database.read() as session:
+        return _seen(session, parts, study_id).view
+
+
+def _free_followers(parts: Parts) -> None:
+    """Other studies go on with what this one no longer does."""
+    if wake_followers(parts.database):
+        publish_due(parts.database, parts.send, resend_s=parts.settings.resend_s)
 
 
 @router.get("/{study_id}/events")

@@ -83,6 +83,20 @@ class TargetRequest(Strict):
         return self
 
 
+MetricName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\s].*$")]
+
+
+class EvaluatorRequest(Strict):
+    """Quality is judged by the user: their pipeline downloads the finalists and posts `metric` of each.
+
+    With a `tolerance` the fastest finalist wins whose metric is at most so much worse than full precision's.
+    """
+
+    metric: MetricName
+    higher_is_better: bool = True
+    tolerance: Annotated[FiniteFloat, Field(ge=0, strict=True)] | None = None
+
+
 class StudyRequest(Strict):
     """The body of `POST /v1/studies`."""
 
@@ -91,11 +105,59 @@ class StudyRequest(Strict):
     targets: Annotated[list[TargetRequest], Field(min_length=1, max_length=MAX_TARGETS)]
     seed: Annotated[int, Field(ge=0, lt=1 << 32, strict=True)] = 0
     options: dict[Annotated[str, Field(max_length=64)], JsonValue] = Field(default_factory=dict, max_length=MAX_OPTIONS)
+    evaluator: EvaluatorRequest | None = None
     name: Annotated[str, Field(max_length=200)] = ""
 
     def spec(self) -> dict[str, Any]:
         """The request as the stages are told it; the name is for people only."""
-        return self.model_dump(mode="json", exclude={"name"})
+        spec = self.model_dump(mode="json", exclude={"name"})
+        if spec["evaluator"] is None:
+            del spec["evaluator"]
+        return spec
+
+
+class CloneRequest(Strict):
+    """What a copy of a study asks differently; fields left out stay as they are."""
+
+    targets: Annotated[list[TargetRequest], Field(min_length=1, max_length=MAX_TARGETS)] = Field(default_factory=list)
+    seed: Annotated[int, Field(ge=0, lt=1 << 32, strict=True)] = 0
+    options: dict[Annotated[str, Field(max_length=64)], JsonValue] = Field(default_factory=dict, max_length=MAX_OPTIONS)
+    evaluator: EvaluatorRequest | None = None
+    name: Annotated[str, Field(min_length=1, max_length=200)] = "copy"
+
+
+class PlaceRequest(Strict):
+    """A hardware profile at an operating point."""
+
+    hardware: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    operating_point: OperatingPointRequest = Field(default_factory=OperatingPointRequest)
+
+
+class AllocationRequest(Strict):
+    """A new question to a solved study: budgets on one of its targets (by position), or on a new place.
+
+    By default one budget on the front's resource is answered at once from the stored front, with the proven gap to the
+    optimum; `exact` has it solved. `metric` names the sensitivity to solve from (default: what won the verdict).
+    """
+
+    target: Annotated[int, Field(ge=0, lt=MAX_TARGETS, strict=True)] | PlaceRequest = 0
+    budgets: dict[Resource, BudgetValue] = Field(min_length=1)
+    metric: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    exact: Annotated[bool, Field(strict=True)] = False
+
+
+class FinalistResult(Strict):
+    """What the user's evaluator measured of one finalist."""
+
+    finalist: Annotated[str, Field(min_length=1, max_length=200)]
+    metrics: dict[MetricName, Annotated[FiniteFloat, Field(strict=True)]] = Field(min_length=1, max_length=64)
+
+
+class EvaluationRequest(Strict):
+    """Results of the user's own evaluator, in one post or several."""
+
+    target: Annotated[int, Field(ge=0, lt=MAX_TARGETS, strict=True)] = 0
+    results: Annotated[list[FinalistResult], Field(min_length=1, max_length=64)]
 
 
 class Progress(BaseModel):
@@ -119,20 +181,23 @@ class StudyError(BaseModel):
 
 
 class WaitingFor(BaseModel):
-    """What a study waits for that nobody here can hurry."""
+    """What a study waits for that nobody here can hurry: a worker for a queue, or the user's own evaluations."""
 
-    queue: str
+    kind: Literal["worker", "evaluations"]
+    queue: str | None
     reason: str
 
 
 class StageView(BaseModel):
-    """One step of a study."""
+    """One step of a study. `shared`: another study's stage does the same work now, and this one takes its output."""
 
     kind: str
     target: int | None
+    shard: int | None
     state: str
     attempt: int
     reused: bool
+    shared: bool
     progress: Progress | None
     started_at: str | None
     finished_at: str | None
@@ -184,6 +249,99 @@ class EventView(BaseModel):
 
 class EventList(BaseModel):
     items: list[EventView]
+
+
+class AllocationResult(BaseModel):
+    """A predicted allocation: nothing of it was built or run.
+
+    `precisions` by layer, full precision left out; None when nothing can be reached. `gap` bounds how far the surrogate
+    loss is from its optimum. `infeasible` says what can be reached when the budgets cannot be met; the allocation is
+    then the nearest one.
+    """
+
+    metric: str
+    limits: dict[str, float]
+    precisions: dict[str, str] | None
+    predicted: dict[str, float]
+    surrogate_loss: float | None
+    gap: float | None
+    infeasible: dict[str, Any] | None
+
+
+class AllocationView(BaseModel):
+    """An allocation asked of a study. `origin`: `front` (looked up) or `solved`. `position` None: a new target."""
+
+    id: str
+    study: str
+    position: int | None
+    target: dict[str, Any]
+    origin: Literal["front", "solved"]
+    state: str
+    is_terminal: bool
+    result: AllocationResult | None
+    error: StudyError | None
+    waiting_for: WaitingFor | None
+    created_at: str | None
+
+
+class PlannedAllocation(BaseModel):
+    """An allocation the study itself solved for one of its targets, before it was built."""
+
+    position: int
+    name: str
+    source: str
+    metric: str | None
+    precisions: dict[str, str]
+    predicted: dict[str, float]
+    surrogate_loss: float | None
+    gap: float | None
+
+
+class AllocationPage(BaseModel):
+    """Allocations asked later, newest first, and with the first page those of the study itself."""
+
+    items: list[AllocationView]
+    planned: list[PlannedAllocation]
+    next_cursor: str | None
+
+
+class Finalist(BaseModel):
+    """An assembly that was built and waits for the user's evaluator; its files are artifacts of the study."""
+
+    name: str
+    file: str
+    source: str
+    meets_budgets: bool
+    latency_ms: float | None
+    size_bytes: int
+    metrics: dict[str, float] | None
+
+
+class EvaluationView(BaseModel):
+    """What has been posted of one target's finalists and what is missing."""
+
+    target: int
+    metric: str
+    state: str
+    finalists: list[Finalist]
+    missing: list[str]
+
+
+class ComparedTarget(BaseModel):
+    """One target of one study beside others."""
+
+    study: str
+    name: str
+    state: str
+    model: str
+    position: int
+    target: dict[str, Any]
+    verdict: dict[str, Any] | None
+    error: StudyError | None
+
+
+class Comparison(BaseModel):
+    items: list[ComparedTarget]
 
 
 class ArtifactView(BaseModel):

@@ -23,6 +23,7 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.fleet import announce_worker
 from service.store.migrate import migrate
+from service.version import VERSION
 
 ONNX_BYTES = b"\x08\x0a" + b"tiny" * 8
 HOST = "127.0.0.1"
@@ -143,7 +144,7 @@ def announce_tiny_worker(settings: Settings, slugs: tuple[str, ...] = ("tiny-cpu
             session,
             worker_id="worker_test",
             host="here",
-            version="0",
+            version=VERSION,
             queues=["check", "scan", "solve", *(f"measure.{slug}" for slug in slugs)],
             sandbox="rlimits",
             profiles=[{"slug": slug, "device": {"name": slug}} for slug in slugs],

@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from service.settings import Settings
 from service.store.database import Database
+from service.version import VERSION
 from tests.contracts.test_stage_claims import claimed
 from tests.service.stack import study_body, upload_model
 from workers import claims
@@ -32,7 +33,7 @@ def test_queues_workers_and_studies(http: httpx.Client, settings: Settings, data
     assert told["bitwright_database_up", ()] == 1
     assert told["bitwright_queue_depth", (("queue", "check"),)] == 1
     assert 90 <= told["bitwright_oldest_queued_seconds", (("queue", "check"),)] < 120
-    assert told["bitwright_worker_up", (("host", "here"), ("version", "0"), ("worker", "worker_test"))] == 1
+    assert told["bitwright_worker_up", (("host", "here"), ("version", VERSION), ("worker", "worker_test"))] == 1
     assert told["bitwright_queue_workers", (("queue", "measure.tiny-cpu"),)] == 1
     assert told["bitwright_studies", (("state", "queued"),)] == 1
     assert told["bitwright_studies", (("state", "failed"),)] == 0
@@ -45,7 +46,7 @@ def test_queues_workers_and_studies(http: httpx.Client, settings: Settings, data
     told = scraped(http)
     assert ("bitwright_queue_depth", (("queue", "check"),)) not in told
     assert told["bitwright_stages_running", (("kind", "check"),)] == 1
-    assert told["bitwright_worker_up", (("host", "here"), ("version", "0"), ("worker", "worker_test"))] == 0
+    assert told["bitwright_worker_up", (("host", "here"), ("version", VERSION), ("worker", "worker_test"))] == 0
     assert told["bitwright_queue_workers", (("queue", "check"),)] == 0
 
     assert claims.succeed(database, held, outputs=[], summary={})
