@@ -127,7 +127,9 @@ def _studies(session: Session) -> list[Metric]:
     family = GaugeMetricFamily("bitwright_studies", "Studies in each state.", labels=["state"])
     counts = {
         state: count
-        for state, count in session.execute(select(StudyRow.state, func.count()).group_by(StudyRow.state))
+        for state, count in session.execute(
+            select(StudyRow.state, func.count()).where(StudyRow.parent_id.is_(None)).group_by(StudyRow.state)
+        )
     }
     for state in StudyState:
         family.add_metric([state.value], counts.get(state.value, 0))
@@ -136,9 +138,7 @@ def _studies(session: Session) -> list[Metric]:
 
 def _leases(session: Session) -> Metric:
     family = CounterMetricFamily("bitwright_lease_expired", "Stages taken back from silent workers.")
-    lost = select(func.count()).where(
-        EventRow.kind == "attempt_lost", EventRow.data["code"].as_string() == WORKER_LOST
-    )
+    lost = select(func.count()).where(EventRow.kind == "attempt_lost", EventRow.data["code"].as_string() == WORKER_LOST)
     family.add_metric([], session.execute(lost).scalar_one())
     return family
 

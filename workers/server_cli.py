@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import signal
 import threading
 import time
@@ -18,6 +17,7 @@ import typer
 from celery.exceptions import SecurityWarning
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.logs import configure_logging
 from service.queue.celery_settings import make_celery
 from service.queue.outbox import celery_sender
 from service.settings import Settings, process_settings
@@ -45,11 +45,6 @@ Stages = Annotated[str | None, typer.Option(help="Where stage children find thei
 def _settings(data_folder: Path | None = None, stages: str | None = None, **changes: object) -> Settings:
     given = {"data_folder": data_folder, "stages": stages, **changes}
     return Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 @contextmanager
@@ -91,8 +86,9 @@ def _refuse_open_bind(settings: Settings) -> None:
 @app.command()
 def migrate(data_folder: DataFolder = None) -> None:
     """Bring the database to the newest schema."""
-    _log_to_stderr()
-    database = Database(_settings(data_folder).resolved_database_url)
+    settings = _settings(data_folder)
+    configure_logging(settings, "migrate")
+    database = Database(settings.resolved_database_url)
     patiently(lambda: migrate_database(database), limit_s=MIGRATE_PATIENCE_S)
     database.close()
 
@@ -104,11 +100,17 @@ def api(data_folder: DataFolder = None) -> None:
 
     from service.app import create_app
 
-    _log_to_stderr()
     settings = _settings(data_folder)
+    configure_logging(settings, "api")
     _refuse_open_bind(settings)
     uvicorn.run(
-        create_app(settings), host=settings.host, port=settings.port, log_level="warning", timeout_graceful_shutdown=3
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # our handler writes uvicorn's lines too
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=3,
     )
 
 
@@ -117,8 +119,8 @@ def worker(
     concurrency: Annotated[int, typer.Option(min=1, help="Stages at once; measurements want 1")] = 1,
 ) -> None:
     """Announce this machine's hardware and take stages from its queues. Reads BITWRIGHT_* only."""
-    _log_to_stderr()
     settings = process_settings()
+    configure_logging(settings, "worker")
     hide_environment()
     profiles = probe_profiles(settings.kernels, settings.hardware)
     queues = queues_for(profiles)
@@ -177,8 +179,8 @@ def _enter(announcement: Announcement, database: Database, ended: threading.Even
 @app.command()
 def reaper(data_folder: DataFolder = None) -> None:
     """Take stages back from dead workers and announce waiting ones."""
-    _log_to_stderr()
     settings = _settings(data_folder)
+    configure_logging(settings, "reaper")
     database = Database(settings.resolved_database_url)
     with _ending() as ended:
         rounds = Reaper(settings, database, celery_sender(make_celery(settings)))
@@ -194,8 +196,8 @@ def up(
     stages: Stages = None,
 ) -> None:
     """Everything on this machine: database, API, dashboard, one worker and the reaper. Ctrl-C ends it."""
-    _log_to_stderr()
     settings = _settings(data_folder, stages, host=host, port=port)
+    configure_logging(settings, "up")
     _refuse_open_bind(settings)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url)
