@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernels.backends.base import Backend, LoadedModel, OpFailed, Runnable, TimedOp
+from kernels.backends.cuda_boundaries import overhead_arms
 from kernels.backends.cuda_contender import Contender, Prepared
 from kernels.backends.cuda_device import CudaDevice, DeviceClock
 from kernels.backends.cuda_timing import (
@@ -105,6 +106,9 @@ class Cuda(Backend):
         if self._anchor is None:
             self._anchor = anchor_work(self.device, self._clock)
         return self._anchor
+
+    def overheads(self) -> Mapping[tuple[str, str], Callable[[], TimedOp]]:
+        return overhead_arms(self.device, self._clock)
 
     def circumstances(self) -> dict[str, Any]:
         return {"uuid_hash": self.device.uuid_hash, "arch": self.device.arch, **self.device.telemetry()}

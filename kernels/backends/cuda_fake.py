@@ -14,11 +14,13 @@ import torch
 
 from kernels.backends.base import OpFailed
 from kernels.backends.cuda_device import Geometry, Graph, Work
+from kernels.backends.cuda_models import MODELS
+from kernels.cuda.signature import signature_of
 from kernels.cuda.source import Defines, KernelSource
 from kernels.device_identity import DeviceIdentity
 
 FAKE_GPU = DeviceIdentity(
-    kind="gpu", name="fake GPU", cores=132, memory_bytes=80_000_000_000, isa=("sm_90",), l2_bytes=52_428_800,
+    kind="gpu", name="fake GPU", cores=132, memory_bytes=80_000_000_000, isa=("sm_90",), l2_bytes=4096,
     driver="CUDA 13.0",
 )  # fmt: skip
 _LAUNCH_US = 1.5
@@ -26,7 +28,7 @@ _BIT_PRODUCTS_PER_US = 1.6e10
 _BYTES_PER_US = 2.0e6
 
 KernelModel = Callable[..., None]
-"""Computes what a kernel would, from its macros and the same arguments: structs of addresses on the CPU, scalars."""
+"""Computes what a kernel would from its macros, geometry, and arguments by name (structs of addresses, numbers)."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,18 @@ class FakeCudaDevice:
 
     def __init__(
         self,
-        models: Mapping[str, KernelModel],
+        models: Mapping[str, KernelModel] | None = None,
         arch: str = "sm_90a",
         identity: DeviceIdentity = FAKE_GPU,
         fails_on: Mapping[str, Exception] | None = None,
     ) -> None:
         self.identity = identity
         self.arch = arch
-        self.models = dict(models)
+        self.models = dict(MODELS if models is None else models)
         self.fails_on = dict(fails_on or {})
         self.launches: list[RecordedLaunch] = []
         self._captured: list[RecordedLaunch] | None = None
+        self._computed: set[tuple[Any, ...]] = set()  # within a capture, where a repeated launch has the same inputs
 
     def function(self, source: KernelSource, tile: str, more_defines: Defines, shared_bytes: int) -> FakeKernel:
         return FakeKernel(source, tile, {**source.defines(tile), **more_defines}, shared_bytes)
@@ -91,8 +94,15 @@ class FakeCudaDevice:
         if source.entry not in self.models:
             raise OpFailed(f"the fake device has no model of {source.entry}", hint="add one to its models")
         model = self.models[source.entry]
+        named = dict(zip([name for name, _ in signature_of(source).parameters], arguments, strict=True))
         recorded = RecordedLaunch(f"{source.name} {kernel.tile}", geometry, tuple(arguments), fake_us(work))
-        self._enqueue(recorded, lambda: model(kernel.defines, *arguments))
+        key = (source.name, kernel.tile, *(bytes(each) for each in arguments))
+        if key in self._computed:
+            self._enqueue(recorded, lambda: None)
+            return
+        if self._captured is not None:
+            self._computed.add(key)
+        self._enqueue(recorded, lambda: model(kernel.defines, geometry, named))
 
     def run_torch(self, name: str, call: Callable[[], Any], work: Work) -> Any:
         with torch.no_grad():
@@ -105,6 +115,7 @@ class FakeCudaDevice:
             return FakeGraph(self._captured)
         finally:
             self._captured = None
+            self._computed = set()
 
     def synchronize(self) -> None:
         return

@@ -30,6 +30,7 @@ MOST_COPIES = 512
 MOST_REPEATS = 1024
 SAMPLE_US = 400.0
 """Least length of one graph: a replay's own start, a few microseconds, is below the noise then."""
+ANCHOR_SIZE = 1024
 IMPRESSION_REPEATS, IMPRESSION_REPLAYS = 12, 5
 PROTOCOL = Protocol(sample_us=0.0, min_samples=30, max_samples=300, half_width=0.01, arm_seconds=2.0)
 """A sample is one replay; two seconds of device time an arm at most."""
@@ -122,10 +123,10 @@ def repeated(
     return GraphOp(device.capture(all_of_it), repeats, clock, kernel, holds=enqueue)
 
 
-def anchor_work(device: CudaDevice, clock: DeviceClock, size: int = 1024, repeats: int = 10) -> Callable[[], None]:
+def anchor_work(device: CudaDevice, clock: DeviceClock, repeats: int = 10) -> Callable[[], None]:
     """Fixed matrix products whose time shows whether the device got slower or faster."""
-    dtype = torch.float16 if device.torch_device != "cpu" else torch.float32
-    first, second = torch.randn(2, size, size).to(device.torch_device, dtype)
+    size = ANCHOR_SIZE if device.torch_device != "cpu" else ANCHOR_SIZE // 32
+    first, second = torch.randn(2, size, size).to(device.torch_device, torch.float16)
     work = Work(float(size) ** 3, 3.0 * size * size * 2, 16)
 
     def product() -> None:
