@@ -216,28 +216,3 @@ struct SliceWriter {
     return ld % WIDTH == 0 && reinterpret_cast<u64>(matrix) % sizeof(Vector) == 0;
   }
 };
-
-// Rows of a finished tile leave through shared memory, so that a warp writes whole lines instead of pairs.
-// `tile` holds ROWS x COLUMNS elements with PITCH elements from row to row (PITCH * size a multiple of 16 bytes);
-// rows from `rows` on and columns from `columns` on lie outside the matrix. All THREADS threads take part, after a barrier.
-template <int OUT, int ROWS, int COLUMNS, int PITCH, int THREADS>
-DEVICE void write_tile(const Epilogue& e, const void* tile, s32 row0, s32 column0, s32 rows, s32 columns) {
-  typedef typename OutputType<OUT>::type Element;
-  constexpr int PER_VECTOR = 16 / sizeof(Element);
-  constexpr int VECTORS = COLUMNS / PER_VECTOR;
-  static_assert(COLUMNS % PER_VECTOR == 0 && PITCH * sizeof(Element) % 16 == 0, "rows of whole vectors");
-  const Element* staged = static_cast<const Element*>(tile);
-  Element* out = static_cast<Element*>(e.out);
-  const bool aligned = e.ld_out % PER_VECTOR == 0 && reinterpret_cast<u64>(e.out) % 16 == 0;
-  for (int i = threadIdx.x; i < ROWS * VECTORS; i += THREADS) {
-    const int r = i / VECTORS, c = i % VECTORS * PER_VECTOR;
-    if (row0 + r >= rows || column0 + c >= columns) continue;
-    Element* to = out + static_cast<s64>(row0 + r) * e.ld_out + column0 + c;
-    const Element* from = staged + r * PITCH + c;
-    if (aligned && column0 + c + PER_VECTOR <= columns) {
-      *reinterpret_cast<Vector16*>(to) = *reinterpret_cast<const Vector16*>(from);
-    } else {
-      for (int j = 0; j < PER_VECTOR && column0 + c + j < columns; ++j) to[j] = from[j];
-    }
-  }
-}

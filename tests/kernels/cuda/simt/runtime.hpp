@@ -5,7 +5,7 @@
 // seeds. Copies of cp.async land either at once or only when waited for (a coin decides), and an outstanding one holds
 // poison, so that both a missing wait and a stage that is overwritten too early give wrong results. Shared memory starts as
 // poison in every block and has a guard behind it. A lane missing at a collective is reported as a deadlock. The copy
-// engine (hopper_machine.hpp) works between the fibers' turns, whenever a coin says so.
+// engine (hopper_machine.hpp) works between the fibers' turns, or in other blocks only when every fiber waits.
 #pragma once
 
 #include <csetjmp>
@@ -238,8 +238,9 @@ inline void run_block() {
   }
   memset(block.shared, POISON, block.shared_bytes);
   size_t left = block.threads.size();
+  const bool quick_engine = random_bits() & 64;  // the other kind copies when all threads wait
   while (left) {
-    if (!block.engine.empty() && (block.ready.empty() || random_bits() % 16 == 0)) {
+    if (!block.engine.empty() && (block.ready.empty() || (quick_engine && random_bits() % 16 == 0))) {
       run_engine();
       continue;
     }
