@@ -24,7 +24,7 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
-from workers import health_cli, keys_cli, store_cli
+from workers import health_cli, keys_cli, measure_cli, store_cli
 from workers.hardware import Announcement, Presence, probe_profiles, queues_for
 from workers.liveness import Watchdog
 from workers.patience import patiently
@@ -36,6 +36,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(health_cli.app, name="health")
 app.add_typer(store_cli.app)
+app.add_typer(measure_cli.app)
 LOOK_EVERY_S = 0.25
 MIGRATE_PATIENCE_S = 60.0
 DataFolder = Annotated[Path | None, typer.Option(help="Folder of database, messages and files; default .bitwright")]
