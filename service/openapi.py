@@ -17,7 +17,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "openapi.json"
 def current_document() -> dict[str, Any]:
     """The document this program serves, whatever its settings."""
     with tempfile.TemporaryDirectory() as folder:
-        app = create_app(Settings(data_folder=Path(folder)), send=lambda stage_id, queue: None)
+        app = create_app(Settings(data_folder=Path(folder)))
         try:
             return app.openapi()
         finally:

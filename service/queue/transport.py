@@ -123,6 +123,7 @@ class Transport(filesystem.Transport):
 
     Channel = Channel
 
-    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+    def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
         """As kombu's, but a worker that is told to end notices sooner."""
-        super().drain_events(connection, timeout=DRAIN_LIMIT_S if timeout is None else min(timeout, DRAIN_LIMIT_S))
+        limit = DRAIN_LIMIT_S if timeout is None else min(timeout, DRAIN_LIMIT_S)
+        super().drain_events(connection, timeout=limit, **kwargs)  # type: ignore[no-untyped-call]
