@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
-from tenacity.wait import wait_random_exponential
+from tenacity.wait import wait_exponential
 
 from bitwright.errors import ApiError, ServerUnreachable, api_error
 
@@ -19,7 +20,7 @@ LONGEST_PAUSE_S = 15.0
 LONGEST_ASKED_PAUSE_S = 60.0
 Result = TypeVar("Result")
 _BRIEF = frozenset({429, 502, 503, 504})
-_grows = wait_random_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S)
+_grows = wait_exponential(multiplier=FIRST_PAUSE_S, max=LONGEST_PAUSE_S)
 
 
 class _TryAgain(Exception):
@@ -32,10 +33,12 @@ class _TryAgain(Exception):
 
 
 def _pause(state: RetryCallState) -> float:
-    """As long as the server asked for, else a random part of a growing span: clients do not come back as one."""
+    """As long as the server asked for, else half to all of a growing span, so that clients do not come back as one."""
     failed = state.outcome.exception() if state.outcome else None
     asked_s = failed.pause_s if isinstance(failed, _TryAgain) else None
-    return _grows(state) if asked_s is None else min(asked_s, LONGEST_ASKED_PAUSE_S)
+    if asked_s is not None:
+        return min(asked_s, LONGEST_ASKED_PAUSE_S)
+    return _grows(state) * random.uniform(0.5, 1.0)
 
 
 class Connection:

@@ -95,7 +95,10 @@ def test_what_the_user_must_change_ends_with_2(http: httpx.Client, model_file: P
     assert cli(http, "nonsense").returncode == 2
 
 
-def test_a_failed_study_and_a_missing_server(http: httpx.Client, model_file: Path, database: Database) -> None:
+def test_a_failed_study_and_a_missing_server(
+    http: httpx.Client, model_file: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
     with bitwright.Client(str(http.base_url)) as client:
         study = client.submit(model_file, hardware="tiny-cpu", budgets={"bops": 1.0})
     crash = {**ERROR, "category": "infrastructure"}
