@@ -18,6 +18,7 @@ from kernels.backends.cuda_detect import DriverFacts, check_facts, hash_uuid, id
 from kernels.backends.cuda_device import DeviceLost, Geometry, Graph, OutOfDeviceMemory, Work
 from kernels.backends.cuda_telemetry import read_telemetry
 from kernels.cuda.compile import compile_kernel, default_cache_folder, nvrtc_version
+from kernels.cuda.launch import TensorMapOf
 from kernels.cuda.source import Defines, KernelSource
 from kernels.errors import BackendUnavailable, KernelsError
 
@@ -114,8 +115,9 @@ class DriverCudaDevice:
     def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
         from cuda.bindings import driver
 
-        addresses = (ctypes.c_void_p * len(arguments))(*[ctypes.addressof(each) for each in arguments])
         with translated("launch"):
+            held = [_encoded(each) if isinstance(each, TensorMapOf) else each for each in arguments]
+            addresses = (ctypes.c_void_p * len(held))(*[ctypes.addressof(each) for each in held])
             _checked(
                 driver.cuLaunchKernel(
                     kernel, *geometry.grid, *geometry.block, geometry.shared_bytes, self._stream.cuda_stream,
@@ -153,6 +155,25 @@ class DriverCudaDevice:
                 attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
                 _checked(driver.cuFuncSetAttribute(function, attribute, shared_bytes))
             return function
+
+
+def _encoded(matrix: TensorMapOf) -> Any:
+    """The driver's 128-byte tensor map of a matrix of bytes, swizzled over 128 bytes, zero outside."""
+    from cuda.bindings import driver
+
+    words = driver.cuuint64_t, driver.cuuint32_t
+    made = _checked(
+        driver.cuTensorMapEncodeTiled(
+            driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, matrix.address,
+            [words[0](matrix.columns), words[0](matrix.rows)], [words[0](matrix.pitch)],
+            [words[1](matrix.box_columns), words[1](matrix.box_rows)], [words[1](1), words[1](1)],
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    )  # fmt: skip
+    return (ctypes.c_uint64 * 16)(*[int(word) for word in made.opaque])
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:

@@ -15,6 +15,7 @@ import torch
 from kernels.backends.base import OpFailed
 from kernels.backends.cuda_device import Geometry, Graph, Work
 from kernels.backends.cuda_models import MODELS
+from kernels.cuda.launch import TensorMapOf
 from kernels.cuda.signature import signature_of
 from kernels.cuda.source import Defines, KernelSource
 from kernels.device_identity import DeviceIdentity
@@ -96,7 +97,11 @@ class FakeCudaDevice:
         model = self.models[source.entry]
         named = dict(zip([name for name, _ in signature_of(source).parameters], arguments, strict=True))
         recorded = RecordedLaunch(f"{source.name} {kernel.tile}", geometry, tuple(arguments), fake_us(work))
-        key = (source.name, kernel.tile, *(bytes(each) for each in arguments))
+        key = (
+            source.name,
+            kernel.tile,
+            *(repr(each) if isinstance(each, TensorMapOf) else bytes(each) for each in arguments),
+        )
         if key in self._computed:
             self._enqueue(recorded, lambda: None)
             return

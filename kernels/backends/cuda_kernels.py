@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ import torch
 from kernels.backends.cuda_contender import Array, Contender, Prepared, poisoned, upload, work_of
 from kernels.backends.cuda_device import CudaDevice, Geometry, Work
 from kernels.cuda.epilogue import EpilogueArguments, Output, dyadic_pairs
-from kernels.cuda.launch import Launch, Operands, launches
+from kernels.cuda.launch import Launch, Operands, PackedWeights, launches
 from kernels.op_shape import Conv2dShape, LinearShape, OpShape
 from kernels.precision import Precision
 from kernels.random_layer import RandomLayer
@@ -59,11 +58,19 @@ class EpilogueTensors:
         )
 
 
-def epilogue_of(device: CudaDevice, layer: RandomLayer, output: Output, relu: bool = False) -> EpilogueTensors:
-    """The epilogue that turns a layer's sums into its output: exact int32, float, or codes by dyadic multipliers."""
+def epilogue_of(
+    device: CudaDevice, layer: RandomLayer, output: Output, relu: bool = False, channel_scale: Array | None = None
+) -> EpilogueTensors:
+    """The epilogue that turns a layer's sums into its output: exact int32, float, or codes by dyadic multipliers.
+
+    `channel_scale` replaces the layer's scales where packing left only a part of them to the epilogue.
+    """
     if output is Output.S32:
         codes = layer.bias_codes
         return EpilogueTensors(output, bias=None if codes is None else upload(device, codes)[0])
+    if channel_scale is not None:
+        offset = None if layer.bias is None else upload(device, layer.bias.astype(np.float32))[0]
+        return EpilogueTensors(output, scale=upload(device, channel_scale)[0], offset=offset, relu=relu)
     assert layer.weight_scale is not None
     scale = np.float64(np.float32(layer.input_scale)) * layer.weight_scale.astype(np.float64)
     if output is Output.S8:
@@ -127,6 +134,12 @@ def weight_codes(layer: RandomLayer) -> Array:
     return layer.weight.T if isinstance(layer.op, LinearShape) else layer.weight
 
 
+def pack(launch: Launch, layer: RandomLayer) -> PackedWeights:
+    """The layer's weights as the launch reads them."""
+    assert layer.weight_scale is not None
+    return launch.pack_weights(weight_codes(layer), layer.weight_scale)
+
+
 def input_codes(layer: RandomLayer) -> Array:
     """Activation codes (M, K) or (N, H, W, C)."""
     return layer.input if isinstance(layer.op, LinearShape) else layer.input.transpose(0, 2, 3, 1)
@@ -156,15 +169,19 @@ class KernelPrepared(Prepared):
         self._output = output
         self._shape = output_rows(layer.op)
         self._out = poisoned(device, self._shape, OUTPUT_TYPES[output])
-        epilogue = epilogue_of(device, layer, output)
         weights: dict[str, torch.Tensor] = {}
-        packed_inputs: dict[Any, torch.Tensor] = {}
+        epilogues: dict[str, EpilogueTensors] = {}
+        packed_inputs: dict[str, torch.Tensor] = {}
         self._bound: dict[str, tuple[BoundLaunch, torch.Tensor]] = {}
         for each in found:
             if each.packing not in weights:
-                weights[each.packing] = upload(device, each.pack_weights(weight_codes(layer)), weight_copies)
+                packed = pack(each, layer)
+                weights[each.packing] = upload(device, packed.data, weight_copies)
+                epilogues[each.packing] = epilogue_of(device, layer, output, channel_scale=packed.channel_scale)
                 packed_inputs[each.packing] = upload(device, each.pack_input(self._rows_of_input(each)), inputs)
-            bound = BoundLaunch(device, each, weights[each.packing], epilogue, self._shape[1], work_of(layer))
+            bound = BoundLaunch(
+                device, each, weights[each.packing], epilogues[each.packing], self._shape[1], work_of(layer)
+            )
             self._bound[each.name] = bound, packed_inputs[each.packing]
 
     def _rows_of_input(self, launch: Launch) -> Array:

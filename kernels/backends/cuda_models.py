@@ -17,7 +17,14 @@ import numpy as np
 from kernels.backends.cuda_device import Geometry
 from kernels.cuda.conv import step_order
 from kernels.cuda.epilogue import Output
-from kernels.cuda.packing import padded_k, unpack_int4
+from kernels.cuda.packing import (
+    LANES,
+    STRIP_ROWS,
+    FragmentWeights,
+    padded_k,
+    unpack_fragments,
+    unpack_int4,
+)
 from kernels.reference import conv2d
 
 Array = np.ndarray[Any, Any]
@@ -69,6 +76,27 @@ def gemm_s8(defines: Defines, geometry: Geometry, at: Named) -> None:
     a = array_at(at["a"].value, (m, at["lda"].value), np.int8)[:, :k]
     b = array_at(at["b"].value, (n, at["ldb"].value), np.int8)[:, :k]
     finish(defines, at["e"], product(a, b))
+
+
+def gemm_s8_wgmma(defines: Defines, geometry: Geometry, at: Named) -> None:
+    a, b = (array_at(each.address, (each.rows, each.pitch), np.int8)[:, : each.columns] for each in (at["a"], at["b"]))
+    finish(defines, at["e"], product(a, b))
+
+
+def gemm_w4a16(defines: Defines, geometry: Geometry, at: Named) -> None:
+    m, n, k, w = at["m"].value, at["n"].value, at["k"].value, at["weights"]
+    group = int(defines["SCALE_GROUP"]) or None
+    strips, blocks = -(-n // STRIP_ROWS), padded_k(k) // _STEP
+    groups = 1 if group is None else -(-padded_k(k) // group)
+    ratios = None if group is None else array_at(w.ratios, (strips, groups, 8, 2), np.float16)
+    words = array_at(w.words, (strips, blocks, LANES, 4), np.uint32)
+    packed = FragmentWeights(words, ratios, None, np.ones(n, np.float32), n, k, group)
+    codes = unpack_fragments(packed).astype(np.float64)
+    scales = packed.scales() if group is not None else np.ones((1, n))
+    spread = np.repeat(scales, group or k, axis=0)[:k]
+    x = array_at(at["x"].value, (m, at["ld_x"].value // 2), np.float16)[:, :k]
+    sums = (x.astype(np.float64) @ (codes.T * spread)).astype(np.float32)
+    finish_float(defines, at["e"], sums * array_at(at["e"].scale, (n,), np.float32))
 
 
 def int4_gemm(defines: Defines, geometry: Geometry, at: Named, *, activation_bits: int) -> None:
@@ -182,7 +210,8 @@ def empty(defines: Defines, geometry: Geometry, at: Named) -> None:
 
 MODELS = {
     "gemm_s8": gemm_s8,
-    "gemm_s8_wgmma": gemm_s8,
+    "gemm_s8_wgmma": gemm_s8_wgmma,
+    "gemm_w4a16": gemm_w4a16,
     "gemm_w4a8": lambda defines, geometry, at: int4_gemm(defines, geometry, at, activation_bits=8),
     "gemm_w4a4": lambda defines, geometry, at: int4_gemm(defines, geometry, at, activation_bits=4),
     "gemm_s4_native": lambda defines, geometry, at: int4_gemm(defines, geometry, at, activation_bits=4),

@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from kernels.cuda import conv, int4, int8
+from kernels.cuda import conv, int4, int8, weight_only
 from kernels.cuda.capability import Via, capability
 from kernels.cuda.epilogue import EpilogueArguments, Output
-from kernels.cuda.packing import pack_int4, padded_k
+from kernels.cuda.packing import STRIP_ROWS, pack_fragments, pack_int4, padded_k
 from kernels.cuda.signature import signature_of
 from kernels.cuda.source import Defines, KernelSource
 from kernels.op_shape import Conv2dShape, LinearShape, OpShape
@@ -42,10 +43,39 @@ class Operands:
 
 
 @dataclass(frozen=True)
+class TensorMapOf:
+    """A matrix of bytes for the copy engine, to be encoded by the driver: its address, rows, columns and pitch, and the
+    box of rows x columns that one copy moves, swizzled over 128 bytes."""
+
+    address: int
+    rows: int
+    columns: int
+    pitch: int
+    box_rows: int
+    box_columns: int
+
+
+@dataclass(frozen=True)
+class PackedWeights:
+    """Bytes as the kernel reads them, and the scales per channel left to the epilogue (None: the layer's own)."""
+
+    data: Array
+    channel_scale: Array | None = None
+
+
+class Reads(str, Enum):
+    """What a kernel takes as activations."""
+
+    CODES = "int8 codes"
+    NIBBLES = "packed 4-bit codes"
+    HALVES = "half precision"
+
+
+@dataclass(frozen=True)
 class Launch:
     """One way to run an op. `defines` are macros beside the tile's.
 
-    `pack_weights` takes codes (N, K) or (O, C / groups, R, S); `pack_input` codes (M, K) or NHWC as one row per pixel.
+    `pack_weights` takes codes (N, K) or (O, C / groups, R, S) and scales; `pack_input` activations (M, K) or NHWC.
     `partial_bytes` of scratch and `arrivals` words must be zero before the first launch and are left zero by every one.
     Launches of equal `packing` share packed weights and inputs.
     """
@@ -56,10 +86,11 @@ class Launch:
     grid: tuple[int, int, int]
     threads: int
     shared_bytes: int
-    pack_weights: Callable[[Array], Array]
+    pack_weights: Callable[[Array, Array], PackedWeights]
     pack_input: Callable[[Array], Array]
     arguments: Callable[[Operands, EpilogueArguments], list[Any]]
     packing: str
+    reads: Reads = Reads.CODES
     partial_bytes: int = 0
     arrivals: int = 0
 
@@ -83,7 +114,12 @@ def launches(op: OpShape, precision: Precision, arch: str, cores: int, output: O
 def product_launches(op: LinearShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
     """Launches of a matrix product in all tiles that are not far too large for it."""
     if precision.name == "w8a8":
-        return [_int8(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8, op.m, op.n)]
+        found = [_int8(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8, op.m, op.n)]
+        if arch == "sm_90a" and op.k % VECTOR_BYTES == 0:
+            found += [_wgmma(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8_WGMMA, op.m, op.n)]
+        return found
+    if precision.is_weight_only and precision.weight_bits == 4 and not output.is_code:
+        return [_weight_only(tile, op, precision.group_size, output, cores) for tile in weight_only.TILES]
     if precision.name in ("w4a8", "w4a4"):
         native = precision.name == "w4a4" and capability(arch, "w4a4") is Via.NATIVE
         source = int4.GEMM_W4A8 if precision.name == "w4a8" else int4.GEMM_S4_NATIVE if native else int4.GEMM_W4A4
@@ -104,8 +140,12 @@ def conv_launches(op: Conv2dShape, precision: Precision, arch: str, cores: int, 
     return found
 
 
-def _flattened(pack: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    return lambda codes: pack(codes.reshape(codes.shape[0], -1))
+def _flattened(pack: Callable[[Array, Array], PackedWeights]) -> Callable[[Array, Array], PackedWeights]:
+    return lambda codes, scale: pack(codes.reshape(codes.shape[0], -1), scale)
+
+
+def _plainly(pack: Callable[[Array], Array]) -> Callable[[Array, Array], PackedWeights]:
+    return lambda codes, scale: PackedWeights(pack(codes))
 
 
 def _conv(plan: conv.ConvPlan, output: Output) -> Launch:
@@ -119,7 +159,7 @@ def _conv(plan: conv.ConvPlan, output: Output) -> Launch:
         grid=plan.grid,
         threads=plan.threads,
         shared_bytes=plan.shared_bytes,
-        pack_weights=plan.pack_weights,
+        pack_weights=_plainly(plan.pack_weights),
         pack_input=plan.pack_input,
         arguments=arguments,
         packing=f"{plan.source.name} {plan.tap_bytes}",
@@ -148,7 +188,7 @@ def _int8(tile: str, op: LinearShape, output: Output, cores: int) -> Launch:
         grid=(blocks, 1, slices),
         threads=32 * int(macros["WARPS_M"]) * int(macros["WARPS_N"]),
         shared_bytes=int(macros["STAGES"]) * (block_m + block_n) * block_k,
-        pack_weights=pack_rows,
+        pack_weights=_plainly(pack_rows),
         pack_input=_as_int8,
         arguments=arguments,
         packing="rows",
@@ -196,10 +236,78 @@ def _int4(source: KernelSource, tile: str, op: LinearShape, output: Output, core
         grid=plan.grid,
         threads=plan.threads,
         shared_bytes=plan.shared_bytes,
-        pack_weights=pack_int4,
+        pack_weights=_plainly(pack_int4),
         pack_input=pack_int4 if packed else _as_int8,
         arguments=arguments,
-        packing="pack_int4",
+        packing=f"pack_int4 a{4 if packed else 8}",
+        reads=Reads.NIBBLES if packed else Reads.CODES,
+        partial_bytes=plan.partial_bytes,
+        arrivals=plan.arrivals,
+    )
+
+
+def _wgmma(tile: str, op: LinearShape, output: Output, cores: int) -> Launch:
+    """`gemm_s8_wgmma`: a grid of the machine's size, operands named by tensor maps."""
+    source, macros = int8.GEMM_S8_WGMMA, int8.GEMM_S8_WGMMA.defines(tile)
+    block_m, block_n = int(macros["BLOCK_M"]), int(macros["BLOCK_N"])
+    blocks = math.ceil(op.m / block_m) * math.ceil(op.n / block_n)
+
+    def arguments(at: Operands, epilogue: EpilogueArguments) -> list[Any]:
+        maps = {
+            "a": TensorMapOf(at.x, op.m, op.k, op.k, block_m, int8.WGMMA_BLOCK_K),
+            "b": TensorMapOf(at.w, op.n, op.k, op.k, block_n, int8.WGMMA_BLOCK_K),
+        }
+        return signature_of(source).arguments({**maps, "e": epilogue, "m": op.m, "n": op.n, "k": op.k})
+
+    return Launch(
+        source=source,
+        tile=tile,
+        defines=_beside(macros, {"OUTPUT": int(output)}),
+        grid=(min(blocks, cores), 1, 1),
+        threads=int8.wgmma_threads(macros),
+        shared_bytes=int8.wgmma_shared_bytes(macros),
+        pack_weights=_plainly(pack_rows),
+        pack_input=_as_int8,
+        arguments=arguments,
+        packing="rows",
+    )
+
+
+def _weight_only(tile: str, op: LinearShape, group: int | None, output: Output, cores: int) -> Launch:
+    """`gemm_w4a16`: words and ratios of one layer lie one behind the other."""
+    source = weight_only.GEMM_W4A16
+    slices = weight_only.suggest_slices(op.n, op.k, cores, tile, op.m)
+    plan = weight_only.plan_weight_only(
+        source, op.m, op.n, op.k, tile=tile, group_size=group, slices=slices, output=output,
+        align_a=alignment(2 * op.k),
+    )  # fmt: skip
+    strips = math.ceil(op.n / STRIP_ROWS)
+    words_bytes = strips * padded_k(op.k) // 64 * weight_only.BLOCK_BYTES
+
+    def pack(codes: Array, scale: Array) -> PackedWeights:
+        packed = pack_fragments(codes, scale, group)
+        parts = [packed.words] if packed.ratios is None else [packed.words, packed.ratios]
+        data = np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in parts])
+        return PackedWeights(data, packed.channel_scale)
+
+    def arguments(at: Operands, epilogue: EpilogueArguments) -> list[Any]:
+        weights = {"words": at.w, "ratios": 0 if group is None else at.w + words_bytes}
+        sizes = {"m": op.m, "n": op.n, "k": op.k, "ld_x": 2 * op.k}
+        addresses = {"x": at.x, "partial": at.partial, "arrivals": at.arrivals}
+        return signature_of(source).arguments({**addresses, **sizes, "weights": weights, "e": epilogue})
+
+    return Launch(
+        source=source,
+        tile=tile,
+        defines=_beside(source.defines(tile), plan.defines),
+        grid=plan.grid,
+        threads=plan.threads,
+        shared_bytes=plan.shared_bytes,
+        pack_weights=pack,
+        pack_input=lambda x: np.ascontiguousarray(x, np.float16),
+        arguments=arguments,
+        packing="fragments",
+        reads=Reads.HALVES,
         partial_bytes=plan.partial_bytes,
         arrivals=plan.arrivals,
     )

@@ -22,7 +22,8 @@ _SCALARS: Mapping[str, type[Any]] = {
     "float": ctypes.c_float, "int": ctypes.c_int32,
 }  # fmt: skip
 _COMMENT = re.compile(r"//[^\n]*")
-_STRUCT = r"\bstruct\s+{name}\s*\{{(.*?)\n\}};"
+_STRUCT = r"\bstruct\s+(?:alignas\(\d+\)\s*)?{name}\s*\{{(.*?)\}};"
+_ARRAY = re.compile(r"(\w+)\[(\d+)\]")
 _ENTRY = r"KERNEL\s+void\s+(?:__launch_bounds__\((?:[^()]|\([^()]*\))*\)\s*)?{name}\s*\(([^)]*)\)"
 _WORDS_IGNORED = re.compile(r"\b(const|__restrict__|__grid_constant__)\b")
 
@@ -35,7 +36,8 @@ class Signature:
     parameters: tuple[tuple[str, type[Any]], ...]
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """ctypes values in order. A struct may be given as a mapping of its fields, or as a structure of its size.
+        """ctypes values in order. A struct may be given as a mapping of its fields, or as a structure of its size. Any
+        other object in its place comes out as it is, for the device to encode (`kernels.cuda.launch.TensorMapOf`).
 
         Absent pointers are null; any other missing name, and any name the kernel does not have, is a `KernelsError`
         (`bad_launch`).
@@ -52,6 +54,8 @@ def _value(entry: str, name: str, kind: type[Any], values: Mapping[str, Any]) ->
         if isinstance(given, ctypes.Structure):
             if ctypes.sizeof(given) != ctypes.sizeof(kind):
                 raise _bad(entry, f"takes {ctypes.sizeof(kind)} bytes for {name}, not {ctypes.sizeof(given)}")
+            return given
+        if not isinstance(given, Mapping):
             return given
         fields = [field for field, *_ in kind._fields_]
         unknown = sorted(set(given) - set(fields))
@@ -83,8 +87,9 @@ def read_signature(text: str, entry: str) -> Signature:
 
 def _parameter(text: str, entry: str, declaration: str) -> tuple[str, type[Any]]:
     words = _WORDS_IGNORED.sub(" ", declaration).replace("*", " * ").split()
-    name, kind = words[-1], words[:-1]
-    return name, _type(text, entry, kind)
+    kind = _type(text, entry, words[:-1])
+    array = _ARRAY.fullmatch(words[-1])
+    return (array[1], kind * int(array[2])) if array else (words[-1], kind)
 
 
 def _type(text: str, entry: str, words: list[str]) -> type[Any]:

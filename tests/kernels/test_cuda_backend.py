@@ -42,7 +42,7 @@ def measured(backend: Cuda, pairs, table: LatencyTable | None = None, **more):  
     return measure_missing(backend, backend.profile, pairs, 1, table or empty_table(backend.profile), **more)
 
 
-@pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w4a4"])
+@pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w4a4", "w4a16-g128"])
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a", "sm_120a"])
 def test_linear_ops_compute_what_the_recipe_says(arch: str, precision: str) -> None:
     runnable = backend_on(FakeCudaDevice(arch=arch)).build(LinearShape(5, 70, 33), Precision(precision), 1)

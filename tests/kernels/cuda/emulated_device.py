@@ -11,8 +11,10 @@ import numpy as np
 
 from kernels.backends.cuda_device import Geometry, Work
 from kernels.backends.cuda_fake import FakeCudaDevice, FakeKernel, RecordedLaunch, fake_us
+from kernels.cuda.launch import TensorMapOf
 from kernels.cuda.source import Defines, KernelSource
 from tests.kernels.cuda.simt.emulator import EmulatedKernel, Memory, emulate
+from tests.kernels.cuda.test_gemm_s8_wgmma import EmulatedTensorMap
 
 _SCALARS = {
     ctypes.c_int32: np.int32,
@@ -38,10 +40,17 @@ class EmulatedCudaDevice(FakeCudaDevice):
     ) -> None:
         held, emulated = kernel
         recorded = RecordedLaunch(f"{held.source.name} {held.tile}", geometry, tuple(arguments), fake_us(work))
-        values = [_SCALARS[type(each)](each.value) if type(each) in _SCALARS else each for each in arguments]
+        values = [_as_emulated(each) for each in arguments]
         self._enqueue(
             recorded,
             lambda: emulated.launch(
                 Memory(), geometry.grid, geometry.block, values, shared_bytes=geometry.shared_bytes
             ),
         )
+
+
+def _as_emulated(argument: Any) -> Any:
+    if isinstance(argument, TensorMapOf):
+        place = (argument.address, argument.columns, argument.rows, argument.pitch)
+        return EmulatedTensorMap(*place, argument.box_columns, argument.box_rows)
+    return _SCALARS[type(argument)](argument.value) if type(argument) in _SCALARS else argument
