@@ -141,12 +141,18 @@ class StudyRow(Base):
     created_at: Mapped[float]
     updated_at: Mapped[float]
     finished_at: Mapped[float | None]
-    parent_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), index=True)
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"))
     __table_args__ = (
         Index("ix_studies_created", "created_at", "id"),
         Index("ix_studies_state_created", "state", "created_at", "id"),
         Index("ix_studies_model_created", "model_id", "created_at", "id"),
         Index("ix_studies_dataset", "dataset_id"),
+        Index(
+            "ix_studies_parent",
+            "parent_id",
+            postgresql_where=text("parent_id IS NOT NULL"),
+            sqlite_where=text("parent_id IS NOT NULL"),
+        ),
     )
 
 
