@@ -2,16 +2,15 @@
 //
 // Weights are words of 8 codes (`kernels.cuda.packing.pack_int4`), activations plain s8 rows. A word unpacks with one shift
 // and two masks to 16 times its codes; src/int4.cuh shows the bits, src/int4_gemm.cuh the tiling. What a warp does in one
-// step of K 64, for one of its tiles of 16 rows and 8 channels (lane = 4g + t):
+// step of K 64, for one of its tiles of 16 channels and 8 rows of activations (lane = 4g + t):
 //
 //     activations        row g    ┌────────┬────────┬────────┬────────┐
-//     (64 bytes)         row g+8  │  t = 0 │  t = 1 │  t = 2 │  t = 3 │  16 bytes a lane: k 16t .. 16t+15
+//     (64 bytes)                  │  t = 0 │  t = 1 │  t = 2 │  t = 3 │  16 bytes a lane: k 16t .. 16t+15
 //                                 └────────┴────────┴────────┴────────┘
 //                                  │ 0..3 │ 4..7 │ 8..11 │ 12..15 │      the lane's four registers
-//     weights            row g     word 2t: low   high    word 2t+1: low, high
-//     (8 words)
-//     product 1   A = (bytes 0..3 | bytes 4..7)     B = (low, high) of word 2t        one mma.m16n8k32.s8
-//     product 2   A = (bytes 8..11 | bytes 12..15)  B = (low, high) of word 2t+1      another
+//     weights            channels g, g+8, words 2t and 2t+1, each unpacked to low and high
+//     product 1   A = (low | high) of words 2t      B = (bytes 0..3, bytes 4..7)      one mma.m16n8k32.s8
+//     product 2   A = (low | high) of words 2t+1    B = (bytes 8..11, bytes 12..15)   another
 //
 // The sums are 16 times the true ones; the epilogue shifts that away. Zero points of asymmetric weights enter as
 // - zero_point[n] * row_sum[m], with codes and zero points less 8. This saves bytes of weights, not multiplications: the

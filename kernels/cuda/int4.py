@@ -39,21 +39,31 @@ def _tile(m: int, n: int, warps_m: int, warps_n: int, stages: int) -> Defines:
 
 
 TILES: Mapping[str, Defines] = {
-    "128x128": _tile(128, 128, 2, 4, 4),
+    "128x128": _tile(128, 128, 4, 2, 4),
+    "128x128-4w": _tile(128, 128, 2, 2, 4),
     "128x256": _tile(128, 256, 2, 4, 3),
     "64x128": _tile(64, 128, 2, 2, 4),
     "64x64": _tile(64, 64, 2, 2, 5),
     "32x128": _tile(32, 128, 1, 4, 5),
     "16x128": _tile(16, 128, 1, 4, 6),
 }
-"""`128x256` has no room for the float totals of groups; the others take any `SCALE_GROUP`."""
+"""Rows × channels of one block. Those of `PER_CHANNEL_TILES` keep 64 × 64 sums in a warp, which reuses most and leaves
+no registers for float totals of groups."""
+WORD_TILES: Mapping[str, Defines] = {name: {**tile, "STAGES": int(tile["STAGES"]) + 1} for name, tile in TILES.items()}
+"""The same where activations have 4 bits too, with one more stage for the smaller rows."""
+PER_CHANNEL_TILES = frozenset({"128x128-4w", "128x256"})
 
 _S8 = ("mma.m16n8k32.s8", "mma.m8n8k16.s8")
 _S4 = ("mma.m16n8k64.s4", "mma.m8n8k32.s4")
 GEMM_W4A8 = KernelSource("gemm_w4a8", "gemm_w4a8.cu", "gemm_w4a8", TILES, _S8)
-GEMM_W4A4 = KernelSource("gemm_w4a4", "gemm_w4a4.cu", "gemm_w4a4", TILES, _S8)
-GEMM_S4_NATIVE = KernelSource("gemm_s4_native", "gemm_s4_native.cu", "gemm_s4_native", TILES, _S4)
+GEMM_W4A4 = KernelSource("gemm_w4a4", "gemm_w4a4.cu", "gemm_w4a4", WORD_TILES, _S8)
+GEMM_S4_NATIVE = KernelSource("gemm_s4_native", "gemm_s4_native.cu", "gemm_s4_native", WORD_TILES, _S4)
 SOURCES = (GEMM_W4A8, GEMM_W4A4, GEMM_S4_NATIVE)
+
+INT4_STEP = KernelSource(
+    "int4_step", "int4_step.cu", "int4_step", {"w4a8": {"STEP": 8}, "w4a4": {"STEP": 4}, "s4": {"STEP": 0}}
+)
+"""One warp's step of K 64 and nothing else: by its machine code, and its time, the three paths are compared."""
 
 
 class Int4WeightsArguments(ctypes.Structure):
@@ -108,6 +118,12 @@ def plan_gemm(
         raise KernelsError(
             f"kernel {source.name!r} cannot scale by groups of {scale_group}",
             hint="groups of 64 and larger powers of two run everywhere, 32 on the 8-bit paths, 0 is per channel",
+            code="bad_group_size",
+        )
+    if scale_group and tile in PER_CHANNEL_TILES:
+        raise KernelsError(
+            f"tile {tile!r} has no room for sums by groups",
+            hint=f"use one of {', '.join(name for name in TILES if name not in PER_CHANNEL_TILES)}",
             code="bad_group_size",
         )
     if source is not GEMM_S4_NATIVE and scale_group == 0 and padded_k(-(-k // slices)) > MAX_K_OF_A_SLICE:

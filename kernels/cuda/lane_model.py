@@ -2,8 +2,9 @@
 
 Arrays of registers have shape (32, registers). `mma_*` place every register of every lane where the instruction set
 says it belongs (PTX ISA, "Matrix Fragments for mma"), multiply the matrices in int64 or float64 and hand the result
-back in the lanes' own order; nothing here knows how the kernels pack. `gemm_*` then do per tile of 16 × 8 × 64 what one
-warp of a kernel does: the same loads at the same offsets, the same unpacking, the same sequence of instructions.
+back in the lanes' own order; nothing here knows how the kernels pack. `gemm_*` then do per tile of 16 channels, 8 rows
+of activations and k 64 what one warp of a kernel does: the same loads at the same offsets, the same unpacking, the same
+sequence of instructions. Weights are operand A, so the sums come out transposed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TileProduct = Callable[[Array, Array], Array]
 
 LANE = np.arange(LANES)
 G, T = LANE >> 2, LANE & 3
-TILE_M, TILE_N = 16, 8
+TILE_ROWS = 8
 
 
 def mma_m16n8k32_s8(a: Array, b: Array, c: Array) -> Array:
@@ -67,70 +68,82 @@ def times16_high(words: Array) -> Array:
 
 
 def w4a8_tile(x: Array, words: Array) -> Array:
-    """16 × (activations 16 × 64 bytes)·(weights 8 rows of 8 words)ᵀ as lanes hold it, int64 (32, 4).
+    """16 × (weights, 16 rows of 8 words)·(activations, 8 rows of 64 bytes)ᵀ as lanes hold it, int64 (32, 4).
 
-    A lane loads 16 bytes of rows g and g + 8 at byte 16t, and words 2t and 2t + 1 of weight row g. Every word with its
+    A lane loads words 2t and 2t + 1 of channels g and g + 8, and 16 bytes at byte 16t of row g. Every word with its
     eight activations is one product: low nibbles and bytes 0–3 at k = 4t…, high nibbles and bytes 4–7 at k = 16 + 4t….
     """
-    top, low = _row_registers(x, G), _row_registers(x, G + 8)
-    return _w4a8(top, low, words[G, 2 * T], words[G, 2 * T + 1])
+    bytes_of_lane = 16 * T[:, None] + np.arange(16)
+    return _w4a8(words, (2 * T, 2 * T + 1), np.ascontiguousarray(x[G[:, None], bytes_of_lane]).view("<u4"))
 
 
 def w4a8_tile_halves(x: Array, words: Array) -> Array:
     """The same with words t and t + 4: the first product covers k < 32, the second the rest, for groups of 32."""
-    top, low = _half_registers(x, G), _half_registers(x, G + 8)
-    return _w4a8(top, low, words[G, T], words[G, T + 4])
+    near = 8 * T[:, None] + np.arange(8)
+    bytes_of_lane = np.concatenate([near, near + 32], axis=1)
+    return _w4a8(words, (T, T + 4), np.ascontiguousarray(x[G[:, None], bytes_of_lane]).view("<u4"))
+
+
+def _w4a8(words: Array, at: tuple[Array, Array], registers: Array) -> Array:
+    sums = np.zeros((LANES, 4), np.int64)
+    for i, word in enumerate(at):
+        sums = mma_m16n8k32_s8(_unpacked_rows(words, word), registers[:, 2 * i : 2 * i + 2], sums)
+    return sums
 
 
 def w4a4_tile(x: Array, words: Array) -> Array:
     """256 × (16 rows of 8 words)·(8 rows of 8 words)ᵀ, int64 (32, 4): both operands unpacked to 16 times the code."""
     sums = np.zeros((LANES, 4), np.int64)
     for word in (2 * T, 2 * T + 1):
-        top, low, w = x[G, word], x[G + 8, word], words[G, word]
-        a = np.stack([times16_low(top), times16_low(low), times16_high(top), times16_high(low)], axis=1)
-        sums = mma_m16n8k32_s8(a, np.stack([times16_low(w), times16_high(w)], axis=1), sums)
+        b = np.stack([times16_low(x[G, word]), times16_high(x[G, word])], axis=1)
+        sums = mma_m16n8k32_s8(_unpacked_rows(words, word), b, sums)
     return sums
+
+
+def _unpacked_rows(words: Array, word: Array) -> Array:
+    top, low = words[G, word], words[G + 8, word]
+    return np.stack([times16_low(top), times16_low(low), times16_high(top), times16_high(low)], axis=1)
 
 
 def s4_tile(x: Array, words: Array) -> Array:
     """The same product by one `mma.m16n8k64.s4`, times 1."""
-    a = np.stack([x[G, 2 * T], x[G + 8, 2 * T], x[G, 2 * T + 1], x[G + 8, 2 * T + 1]], axis=1)
-    return mma_m16n8k64_s4(a, np.stack([words[G, 2 * T], words[G, 2 * T + 1]], axis=1), np.zeros((LANES, 4), np.int64))
+    a = np.stack([words[G, 2 * T], words[G + 8, 2 * T], words[G, 2 * T + 1], words[G + 8, 2 * T + 1]], axis=1)
+    return mma_m16n8k64_s4(a, np.stack([x[G, 2 * T], x[G, 2 * T + 1]], axis=1), np.zeros((LANES, 4), np.int64))
 
 
 def s4_tile_turing(x: Array, words: Array) -> Array:
-    """The same product by four `mma.m8n8k32.s4`: two halves of the rows times two halves of k."""
+    """The same product by four `mma.m8n8k32.s4`: two halves of the channels times two halves of k."""
     halves = []
-    for rows in (G, G + 8):
+    for channels in (G, G + 8):
         sums = np.zeros((LANES, 2), np.int64)
-        for word in (0, 1):
-            sums = mma_m8n8_s4(x[rows, 2 * T + word], words[G, 2 * T + word], sums)
+        for word in (2 * T, 2 * T + 1):
+            sums = mma_m8n8_s4(words[channels, word], x[G, word], sums)
         halves.append(sums)
     return np.concatenate(halves, axis=1)
 
 
 def gemm_words(x: Array, words: Array, tile: TileProduct) -> Array:
-    """int64 (M, N) of an integer kernel over whole matrices, M and N cut into tiles of 16 × 8 with guarded edges.
+    """int64 (M, N) of an integer kernel over whole matrices, with tiles of 8 rows and 16 channels and guarded edges.
 
-    `x` is int8 (M, K) for `w4a8_tile`, and uint32 words (M, padded K / 8) for the 4-bit tiles.
+    `x` is int8 (M, K) for the w4a8 tiles, and uint32 words (M, padded K / 8) for the 4-bit ones.
     """
     per_block = K_ALIGNMENT if x.dtype == np.int8 else K_ALIGNMENT // 8
     blocks = words.shape[1] // (K_ALIGNMENT // 8)
     m, n = x.shape[0], words.shape[0]
-    x = np.pad(x, ((0, -m % TILE_M), (0, blocks * per_block - x.shape[1])))
-    words = np.pad(words, ((0, -n % TILE_N), (0, 0)))
+    x = np.pad(x, ((0, -m % TILE_ROWS), (0, blocks * per_block - x.shape[1])))
+    words = np.pad(words, ((0, -n % STRIP_ROWS), (0, 0)))
     out = np.zeros((x.shape[0], words.shape[0]), np.int64)
-    for i in range(0, x.shape[0], TILE_M):
-        for j in range(0, words.shape[0], TILE_N):
+    for i in range(0, x.shape[0], TILE_ROWS):
+        for j in range(0, words.shape[0], STRIP_ROWS):
             for block in range(blocks):
                 part = tile(
-                    x[i : i + TILE_M, block * per_block : (block + 1) * per_block],
-                    words[j : j + TILE_N, block * 8 : (block + 1) * 8],
+                    x[i : i + TILE_ROWS, block * per_block : (block + 1) * per_block],
+                    words[j : j + STRIP_ROWS, block * 8 : (block + 1) * 8],
                 )
-                out[i + G, j + 2 * T] += part[:, 0]
-                out[i + G, j + 2 * T + 1] += part[:, 1]
-                out[i + G + 8, j + 2 * T] += part[:, 2]
-                out[i + G + 8, j + 2 * T + 1] += part[:, 3]
+                out[i + 2 * T, j + G] += part[:, 0]
+                out[i + 2 * T + 1, j + G] += part[:, 1]
+                out[i + 2 * T, j + G + 8] += part[:, 2]
+                out[i + 2 * T + 1, j + G + 8] += part[:, 3]
     return out[:m, :n]
 
 
@@ -141,11 +154,11 @@ def gemm_fragments(x: Array, weights: FragmentWeights) -> Array:
     """
     m = x.shape[0]
     strips, blocks = weights.words.shape[:2]
-    x = np.pad(x.astype(np.float64), ((0, -m % TILE_N), (0, padded_k(weights.k) - weights.k)))
+    x = np.pad(x.astype(np.float64), ((0, -m % TILE_ROWS), (0, padded_k(weights.k) - weights.k)))
     group = padded_k(weights.k) if weights.group_size is None else weights.group_size
     out = np.zeros((x.shape[0], strips * STRIP_ROWS))
     for strip in range(strips):
-        for token in range(0, x.shape[0], TILE_N):
+        for token in range(0, x.shape[0], TILE_ROWS):
             sums, part = np.zeros((LANES, 4)), np.zeros((LANES, 4))
             for step in range(blocks * STEPS_PER_BLOCK):
                 k = 16 * step
@@ -170,25 +183,6 @@ def _fragment(word: Array, weights: FragmentWeights, strip: int, group: int) -> 
         return values - SIGNED_ZERO_POINT
     pair = weights.zero_points[strip, group][G].astype(np.float64)
     return np.asarray(values - pair[:, [0, 1, 0, 1], None])
-
-
-def _row_registers(x: Array, rows: Array) -> Array:
-    """uint32 (32, 4): the 16 bytes at column 16t of the given rows, one row per lane."""
-    return np.ascontiguousarray(x[rows[:, None], 16 * T[:, None] + np.arange(16)]).view("<u4")
-
-
-def _half_registers(x: Array, rows: Array) -> Array:
-    """uint32 (32, 4): bytes 8t … 8t + 7 and 32 + 8t … of the given rows."""
-    near = 8 * T[:, None] + np.arange(8)
-    return np.ascontiguousarray(x[rows[:, None], np.concatenate([near, near + 32], axis=1)]).view("<u4")
-
-
-def _w4a8(top: Array, low: Array, first: Array, second: Array) -> Array:
-    sums = np.zeros((LANES, 4), np.int64)
-    for at, word in ((0, first), (2, second)):
-        a = np.stack([top[:, at], low[:, at], top[:, at + 1], low[:, at + 1]], axis=1)
-        sums = mma_m16n8k32_s8(a, np.stack([times16_low(word), times16_high(word)], axis=1), sums)
-    return sums
 
 
 def _bytes(registers: Array) -> Array:

@@ -131,3 +131,38 @@ struct StepS4 {
     if (i == 0) mma_m16n8k64_s4(c, x.word, w.word);
   }
 };
+
+// The same steps with the operands exchanged: weights are the 16 rows of a product and activations its 8 columns. Then the
+// four registers of a 16-byte load of 8-bit activations are two B operands as they come, while an A operand would need
+// values of two rows side by side and a move for each. Sums are transposed: c[0], c[1] belong to channel g and rows 2t,
+// 2t+1; c[2], c[3] to channel g+8.
+template <class Step>
+struct WeightsFirst {  // both operands are words
+  static constexpr int X_BYTES = Step::X_BYTES, SHIFT = Step::SHIFT;
+  typedef typename Step::X W;
+  typedef typename Step::W X;
+
+  template <WordOrder ORDER>
+  static DEVICE void load_w(W& w, const u8* rows, int g, int t) { Step::template load_x<ORDER>(w, rows, g, t); }
+  template <WordOrder ORDER>
+  static DEVICE void load_x(X& x, const u8* rows, int g, int t) { Step::template load_w<ORDER>(x, rows, g, t); }
+  static DEVICE void multiply(s32 (&c)[4], const W& w, const X& x, int i) { Step::multiply(c, w, x, i); }
+};
+
+template <>
+struct WeightsFirst<StepW4A8> {
+  static constexpr int X_BYTES = 64, SHIFT = 4;
+  typedef StepW4A4::X W;
+  struct X { u32 word[2][2]; };
+
+  template <WordOrder ORDER>
+  static DEVICE void load_w(W& w, const u8* rows, int g, int t) { StepW4A4::load_x<ORDER>(w, rows, g, t); }
+  template <WordOrder ORDER>
+  static DEVICE void load_x(X& x, const u8* rows, int g, int t) {
+    u32 bytes[4];
+    load_bytes<ORDER>(bytes, rows + g * X_BYTES, t, ByteRows::of(g));
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x.word[i / 2][i % 2] = bytes[i];
+  }
+  static DEVICE void multiply(s32 (&c)[4], const W& w, const X& x, int i) { mma_m16n8k32_s8(c, w.word[i], x.word[i]); }
+};

@@ -5,10 +5,10 @@
 //
 //                            N →
 //                   ┌──────────┬──────────┬─────┐     A block owns BLOCK_M x BLOCK_N of the output and a warp one part of
-//        M          │ warp 0   │ warp 1   │ ... │     it, made of 16 x 8 tiles of sums. The warp's weights are unpacked
-//        ↓          ├──────────┼──────────┼─────┤     once per step, into registers, and stay there while all its rows
-//                   │ warp ... │          │     │     pass by: 6 operations per 8 channels and K 64, however many rows.
-//                   └──────────┴──────────┴─────┘
+//        M          │ warp 0   │ warp 1   │ ... │     it. Weights are operand A of the products, so the warp's tiles are 16
+//        ↓          ├──────────┼──────────┼─────┤     channels by 8 rows of A. Its weights are unpacked once per step, into
+//                   │ warp ... │          │     │     registers, and stay there while all its rows pass by: 12 operations
+//                   └──────────┴──────────┴─────┘     per 16 channels and K 64, however many rows.
 //
 // K is walked in steps of 64 through a ring of STAGES stages that cp.async fills while earlier ones are multiplied; one
 // barrier a step, as in gemm_s8.cu:
@@ -18,7 +18,7 @@
 //             └ ratios: BLOCK_N halves, two rows of them for groups of 32 (SCALE_GROUP > 0 only)
 //
 // A fragment of rows of 32 bytes is one 8-byte load per lane and row, eight rows one behind the other: free of conflicts
-// without swizzle. Rows of 64 bytes take one 16-byte load.
+// without swizzle. Rows of 64 bytes take one 16-byte load, whose registers are operand B of both products as they are.
 //
 // Scales by group: when a group ends, its integer sums become floats and are added to float totals times the group's
 // ratio. The conversion costs one addition: sums start at MAGIC, the bits of 1.5 * 2^23, to which an integer up to 2^22 =
@@ -49,8 +49,9 @@ constexpr int W_BYTES = STEP_K / 2;
 constexpr int RASTER_GROUP = 8;
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 
-constexpr int TILES_M = BLOCK_M / WARPS_M / 16, TILES_N = BLOCK_N / WARPS_N / 8, TILES = TILES_M * TILES_N;
-static_assert(BLOCK_M % (16 * WARPS_M) == 0 && BLOCK_N % (8 * WARPS_N) == 0, "warps own whole tiles");
+constexpr int WARP_M = BLOCK_M / WARPS_M, WARP_N = BLOCK_N / WARPS_N;
+constexpr int TILES_M = WARP_M / 8, TILES_N = WARP_N / 16, TILES = TILES_M * TILES_N;  // tile i * TILES_N + j
+static_assert(WARP_M % 16 == 0 && WARP_N % 16 == 0, "warps own whole tiles, and pairs of them along M");
 
 constexpr int RATIO_ROWS = SCALE_GROUP == 0 ? 0 : SCALE_GROUP == 32 ? 2 : 1, RATIO_CHUNKS = BLOCK_N * 2 / CHUNK;
 constexpr int STEPS_TO_FLUSH = SCALE_GROUP <= STEP_K ? 1 : (SCALE_GROUP < MAGIC_K ? SCALE_GROUP : MAGIC_K) / STEP_K;
@@ -61,8 +62,9 @@ static_assert(RATIO_ROWS * RATIO_CHUNKS <= THREADS, "a thread copies one chunk o
 
 typedef SliceWriter<OUTPUT, BLOCK_N, THREADS> Writer;
 
-template <class Step>
+template <class Policy>
 struct Int4Gemm {
+  typedef WeightsFirst<Policy> Step;
   static constexpr bool BYTES = Step::X_BYTES == STEP_K;
   static constexpr int W_AT = BLOCK_M * Step::X_BYTES, RATIO_AT = W_AT + BLOCK_N * W_BYTES;
   static constexpr int STAGE_BYTES = RATIO_AT + RATIO_ROWS * RATIO_CHUNKS * CHUNK;
@@ -89,46 +91,47 @@ struct Int4Gemm {
     for (int i = 0; i < 4; ++i) sum[i] = SCALE_GROUP > 0 ? MAGIC : 0;
   }
 
-  // Adds one tile, times the ratios of its two columns, to the totals and starts it again.
+  // Adds one tile, times the ratios of its two channels, to the totals and starts it again.
   static DEVICE void flush(s32 (&sum)[4], float (&total)[4], const u16* ratios) {
-    const u32 pair = *reinterpret_cast<const u32*>(ratios);
-    const float even = half_to_float(static_cast<u16>(pair)), odd = half_to_float(static_cast<u16>(pair >> 16));
+    const float top = half_to_float(ratios[0]), low = half_to_float(ratios[8]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float value = add(bits_to_float(static_cast<u32>(sum[i])), -MAGIC_VALUE);
-      total[i] = fused_multiply_add(value, i % 2 ? odd : even, total[i]);
+      total[i] = fused_multiply_add(value, i < 2 ? top : low, total[i]);
     }
     reset(sum);
   }
 
   DEVICE void multiply_step(s32 (&sums)[TILES][4], float (&totals)[TILES][4], const u8* stage, bool group_ends) const {
-    const u32 g = lane_id() / 4, t = lane_id() % 4, column = warp_n * TILES_N * 8;
-    const u16* ratios = reinterpret_cast<const u16*>(stage + RATIO_AT) + column + 2 * t;
+    const u32 g = lane_id() / 4, t = lane_id() % 4, channel = warp_n * WARP_N;
+    const u16* ratios = reinterpret_cast<const u16*>(stage + RATIO_AT) + channel + g;
     typename Step::W w[TILES_N];
 #pragma unroll
-    for (int j = 0; j < TILES_N; ++j) Step::template load_w<ORDER>(w[j], stage + W_AT + (column + 8 * j) * W_BYTES, g, t);
+    for (int j = 0; j < TILES_N; ++j)
+      Step::template load_w<ORDER>(w[j], stage + W_AT + (channel + 16 * j) * W_BYTES, g, t);
 #pragma unroll
     for (int i = 0; i < TILES_M; ++i) {
       typename Step::X x;
-      Step::template load_x<ORDER>(x, stage + (warp_m * TILES_M + i) * 16 * Step::X_BYTES, g, t);
+      Step::template load_x<ORDER>(x, stage + (warp_m * WARP_M + 8 * i) * Step::X_BYTES, g, t);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int j = 0; j < TILES_N; ++j) {
           const int tile = i * TILES_N + j;
-          Step::multiply(sums[tile], x, w[j], half);
-          if constexpr (SCALE_GROUP == 32) flush(sums[tile], totals[tile], ratios + half * BLOCK_N + 8 * j);
+          Step::multiply(sums[tile], w[j], x, half);
+          if constexpr (SCALE_GROUP == 32) flush(sums[tile], totals[tile], ratios + half * BLOCK_N + 16 * j);
         }
     }
     if constexpr (SCALE_GROUP > 32) {
       if (!group_ends) return;
 #pragma unroll
-      for (int tile = 0; tile < TILES; ++tile) flush(sums[tile], totals[tile], ratios + 8 * (tile % TILES_N));
+      for (int tile = 0; tile < TILES; ++tile) flush(sums[tile], totals[tile], ratios + 16 * (tile % TILES_N));
     }
   }
 
-  // One row of tiles of every warp at a time goes through shared memory to the epilogue (epilogue.cuh). The loop stays a
-  // loop, and the next row is moved to where the first one was, because registers cannot be indexed.
+  // 16 rows of every warp at a time go through shared memory to the epilogue (epilogue.cuh), which also turns the tiles'
+  // columns into rows. The loop stays a loop, and the next tiles are moved to where the first were, because registers
+  // cannot be indexed.
   template <class Value>
   DEVICE void write(Value (&values)[TILES][4], const Int4Weights& w, const Epilogue& e, s32 m, s32 n, Value* partial,
                     u32* arrivals, u8* free) const {
@@ -136,38 +139,33 @@ struct Int4Gemm {
       if (!gather_slices<TILES, THREADS>(values, partial, arrivals, blockIdx.x, blockIdx.z, gridDim.z,
                                          reinterpret_cast<u32*>(free))) return;
     }
-    struct alignas(8) Pair { Value x, y; };
     const Writer writer(e, column0, m, n);
-    const s32 g = lane_id() / 4, t = lane_id() % 4, column = static_cast<s32>(warp_n) * TILES_N * 8 + 2 * t;
     Value* slice = reinterpret_cast<Value*>(free);
 #pragma unroll 1
-    for (int i = 0; i < TILES_M; ++i) {
-      const auto row_of = [&](s32 r) { return row0 + (r / 16 * TILES_M + i) * 16 + r % 16; };
+    for (int i = 0; i < WARP_M; i += 16) {
+      const auto row_of = [&](s32 r) { return row0 + r / 16 * WARP_M + i + r % 16; };
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const s32 r = static_cast<s32>(warp_m) * 16 + 8 * half + g;
+      for (int tile = 0; tile < 2 * TILES_N; ++tile)
 #pragma unroll
-        for (int j = 0; j < TILES_N; ++j) {
-          Pair pair = {values[j][2 * half], values[j][2 * half + 1]};
-          if constexpr (SCALE_GROUP == 0) subtract_zero_points(pair, w, row_of(r), column0 + column + 8 * j, m, n);
-          *reinterpret_cast<Pair*>(slice + r * Writer::PITCH + column + 8 * j) = pair;
+        for (int x = 0; x < 4; ++x) {
+          const s32 r = warp_m * 16 + tile / TILES_N * 8 + 2 * (lane_id() % 4) + x % 2;
+          const s32 c = warp_n * WARP_N + tile % TILES_N * 16 + lane_id() / 4 + x / 2 * 8;
+          Value value = values[tile][x];
+          if constexpr (SCALE_GROUP == 0) {
+            if (w.zero_points && row_of(r) < m && column0 + c < n) {
+              value -= w.zero_points[column0 + c] * w.row_sums[row_of(r)];
+            }
+          }
+          slice[r * Writer::PITCH + c] = value;
         }
-      }
       __syncthreads();
       writer.write(slice, 16 * WARPS_M, row_of);
       __syncthreads();
 #pragma unroll
-      for (int tile = TILES_N; tile < TILES; ++tile)
+      for (int tile = 2 * TILES_N; tile < TILES; ++tile)
 #pragma unroll
-        for (int x = 0; x < 4; ++x) values[tile - TILES_N][x] = values[tile][x];
+        for (int x = 0; x < 4; ++x) values[tile - 2 * TILES_N][x] = values[tile][x];
     }
-  }
-
-  template <class Pair>
-  static DEVICE void subtract_zero_points(Pair& pair, const Int4Weights& w, s32 row, s32 column, s32 m, s32 n) {
-    if (!w.zero_points || row >= m) return;
-    if (column < n) pair.x -= w.zero_points[column] * w.row_sums[row];
-    if (column + 1 < n) pair.y -= w.zero_points[column + 1] * w.row_sums[row];
   }
 
   static DEVICE void run(const u8* a, s32 lda, const Int4Weights& weights, const Epilogue& e, s32 m, s32 n, s32 k,

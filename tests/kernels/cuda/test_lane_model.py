@@ -68,4 +68,4 @@ def test_the_turing_int8_product_covers_the_same_matrix() -> None:
 def test_the_accumulator_bound_is_reached_only_by_all_minus_eights() -> None:
     k = 512
     extreme = packing.pack_int4(np.full((16, k), -8))
-    assert lane_model.gemm_words(extreme, extreme[:8], lane_model.w4a4_tile).max() == 16384 * k
+    assert lane_model.gemm_words(extreme[:8], extreme, lane_model.w4a4_tile).max() == 16384 * k

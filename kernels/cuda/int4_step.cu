@@ -1,0 +1,45 @@
+// int4_step: one warp multiplies a 16 x 8 tile along K and does nothing else: the price of one step of each 4-bit path.
+//
+// STEP is 8 (4-bit weights, 8-bit activations), 4 (both 4-bit, as int8 times 16) or 0 (both 4-bit, mma.s4). Operands come as
+// fragments: a lane's registers for a step of K 64 lie next to each other in global memory, activations as operand A (8
+// registers of bytes or 4 words), then weights as B (2 words). The sums go out four a lane, with the factor of the codes. So
+// the machine code of the loop, four steps at a time, is loads, unpacking and products: what a path costs before tiling
+// spreads it. On a device its time compares the int8 path with an emulated mma.s4. `steps` is a multiple of 4.
+
+#include "int4.cuh"
+
+constexpr int X_WORDS = STEP == 8 ? 8 : 4;
+struct alignas(16) Operands {
+  u32 x[X_WORDS];
+  u32 w[2];
+};
+
+DEVICE void multiply_step(s32 (&sums)[4], const Operands& operands) {
+  const Vector16 v = *reinterpret_cast<const Vector16*>(operands.x);
+  const Vector8 w = *reinterpret_cast<const Vector8*>(operands.w);
+  if constexpr (STEP == 0) {
+    mma_m16n8k64_s4(sums, {v.x, v.y, v.z, v.w}, {w.x, w.y});
+    return;
+  }
+  const u32 b[2][2] = {{times16_low(w.x), times16_high(w.x)}, {times16_low(w.y), times16_high(w.y)}};
+  if constexpr (STEP == 8) {
+    const Vector16 u = *reinterpret_cast<const Vector16*>(operands.x + 4);
+    mma_m16n8k32_s8(sums, {v.x, v.y, v.z, v.w}, b[0]);
+    mma_m16n8k32_s8(sums, {u.x, u.y, u.z, u.w}, b[1]);
+  } else {
+    mma_m16n8k32_s8(sums, {times16_low(v.x), times16_low(v.y), times16_high(v.x), times16_high(v.y)}, b[0]);
+    mma_m16n8k32_s8(sums, {times16_low(v.z), times16_low(v.w), times16_high(v.z), times16_high(v.w)}, b[1]);
+  }
+}
+
+KERNEL void __launch_bounds__(32) int4_step(const Operands* operands, s32* out, s32 steps) {
+  s32 sums[4] = {};
+  operands += lane_id();
+#pragma unroll 1
+  for (; steps > 0; steps -= 4, operands += 4 * 32) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) multiply_step(sums, operands[i * 32]);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) out[lane_id() * 4 + i] = sums[i];
+}
