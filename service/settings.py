@@ -95,6 +95,7 @@ class Settings(BaseSettings):
         description="Address space of a stage's child; 0 means no limit, which CUDA needs.",
     )
     stage_file_bytes: int = Field(default=8 << 30, gt=0, description="Largest file a stage may write.")
+    stage_disk_bytes: int = Field(default=64 << 30, gt=0, description="Most disk a stage may take with all its files.")
     stage_threads: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="Compute threads of a stage's child."
     )

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -49,6 +49,8 @@ MAX_LINE_BYTES = 4096
 MAX_PIPE_BYTES = 64 << 20
 LOG_TAIL_BYTES = 8192
 LOCK_NAME = ".lock"
+LOG_NAME = "child.log"
+MAX_LOG_BYTES = 64 << 20
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 SWEEP_AGE_S = 60.0
 T = TypeVar("T")
@@ -62,6 +64,7 @@ class Ending(Enum):
     LOST = "lost"
     TIMEOUT = "timeout"
     FLOOD = "flood"
+    FULL = "full"
     ENDING = "ending"
 
 
@@ -233,7 +236,7 @@ class Supervisor:
         limits = Limits(
             settings.stage_memory_bytes, int(settings.stage_wall_s * settings.stage_threads), settings.stage_file_bytes
         )
-        with open(folder / "child.log", "w+b") as child_log, open(reader, "rb", buffering=0) as pipe:
+        with open(folder / LOG_NAME, "w+b") as child_log, open(reader, "rb", buffering=0) as pipe:
             try:
                 child = start_child(
                     [*argv, "--stages", settings.stages],
@@ -247,13 +250,15 @@ class Supervisor:
             finally:
                 os.close(writer)
             try:
-                why = self._watch(held, pipe.fileno(), child, parts)
+                why = self._watch(held, pipe.fileno(), child, parts, folder)
             finally:
                 status = kill_child(child)
             child_log.seek(max(0, child_log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
             return Ended(why, status, child_log.read().decode("utf-8", "replace"))
 
-    def _watch(self, held: Claim, pipe: int, child: subprocess.Popen[bytes], parts: SavedParts | None) -> Ending:
+    def _watch(
+        self, held: Claim, pipe: int, child: subprocess.Popen[bytes], parts: SavedParts | None, folder: Path
+    ) -> Ending:
         settings = self._settings
         deadline = time.monotonic() + settings.stage_wall_s
         next_beat = time.monotonic() + settings.beat_s
@@ -285,6 +290,10 @@ class Supervisor:
                     return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
                 if not self._keep(parts):
                     return Ending.LOST
+                if (folder / LOG_NAME).stat().st_size > MAX_LOG_BYTES:
+                    return Ending.FLOOD
+                if used_bytes(folder) > settings.stage_disk_bytes:
+                    return Ending.FULL
                 progress = None
                 next_beat = time.monotonic() + settings.beat_s
 
@@ -315,7 +324,10 @@ class Supervisor:
                 late = f"the stage ran longer than {self._settings.stage_wall_s:g} s"
                 raise BadResult("stage_timeout", late)
             case Ending.FLOOD:
-                raise BadResult("stage_flood", "the stage sent more progress than is allowed")
+                raise BadResult("stage_flood", "the stage told or printed more than is allowed")
+            case Ending.FULL:
+                room = self._settings.stage_disk_bytes
+                raise BadResult("stage_too_large", f"the stage wrote more than {room} bytes")
             case Ending.EXITED if ended.status != 0:
                 last_line = ended.log_tail.strip().rpartition("\n")[2][-300:]
                 message = f"the stage's process ended with status {ended.status}: {last_line}"
@@ -357,6 +369,16 @@ def sweep_folders(root: Path, *, younger_s: float = SWEEP_AGE_S) -> int:
         except OSError:  # held by a living supervisor, or removed by another sweeper just now
             continue
     return removed
+
+
+def used_bytes(folder: Path) -> int:
+    """What a folder takes on the disk. Files that vanish meanwhile count as nothing."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
+    return total
 
 
 def parse_progress(line: bytes) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from service.studies.plan import plan_study
 from tests.contracts.test_stage_claims import stages_of, study_of
 from tests.service.stack import ONNX_BYTES, quick_settings
 from workers import claims
+from workers import supervisor as supervisor_module
 from workers.sandbox import isolation_level
 from workers.supervisor import Supervisor, parse_progress, sweep_folders
 
@@ -231,6 +232,21 @@ def test_a_flood_of_progress_is_cut_off(bench: Bench) -> None:
     study = bench.run_all(bench.study({"kind": "check", "how": "flood"}))
     assert study.error is not None
     assert study.error["code"] == "stage_flood"
+
+
+def test_a_flood_of_words_is_cut_off(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "MAX_LOG_BYTES", 1 << 20)
+    study = bench.run_all(bench.study({"kind": "check", "how": "chatter"}))
+    assert study.error is not None
+    assert study.error["code"] == "stage_flood"
+
+
+def test_a_hoard_of_files_is_cut_off(bench: Bench) -> None:
+    settings = bench.settings.model_copy(update={"stage_disk_bytes": 4 << 20})
+    bench.supervisor = Supervisor(settings, bench.database, bench.blobs, "w")
+    study = bench.run_all(bench.study({"kind": "check", "how": "hoard"}))
+    assert study.error is not None
+    assert study.error["code"] == "stage_too_large"
 
 
 def test_an_output_that_is_a_link_is_refused(bench: Bench) -> None:

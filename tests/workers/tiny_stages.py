@@ -68,6 +68,13 @@ def misbehave(kind: str, spec: dict[str, Any], folder: Path, progress: Progress)
         fd = int(sys.argv[sys.argv.index("--pipe") + 1])
         while True:
             os.write(fd, b"x" * 65536)
+    if how == "chatter":
+        while True:
+            print("x" * 1000)
+    if how == "hoard":
+        for number in range(1000):
+            (folder / f"hoard_{number}").write_bytes(b"x" * (1 << 20))
+            time.sleep(0.02)
     if how == "link":
         (folder / "evil.json").symlink_to("/etc/passwd")
     if how == "secrets":
