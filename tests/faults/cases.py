@@ -353,7 +353,8 @@ def _judge(stack: Stack, study_id: str, case: Case, ledger: Path, outcome: Outco
     # The stage that was hit may be begun again, but not when its end was committed, and no other ever.
     hit = "check" if case.point in STATE_POINTS else "scan"
     allowed = {} if case.point in ("after the commit", "committed, not told") else {hit: 2}
-    begun = Counter(line for line in ledger.read_text().splitlines() if line != "scan output")
+    done = ledger.read_text().splitlines() if ledger.exists() else []
+    begun = Counter(line for line in done if line != "scan output")
     outcome.computed_again = [kind for kind, count in begun.items() if count > allowed.get(kind, 1)]
     if case.point == PARTS_SAVED:
         rows = Counter(ledger.with_name("rows").read_text().split())
