@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 from fastapi import Header, Request
-from sqlalchemy import delete
+from sqlalchemy import delete, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import Session
 
 from service.canonical import content_key
 from service.dependencies import Parts
 from service.errors import Problem
-from service.store.database import database_now, is_lock_timeout
+from service.store.database import Database, database_now, is_lock_timeout
 from service.store.models import IdempotencyKeyRow
 from service.store.studies import now
 
+IN_FLIGHT_WAIT_MS = 2000
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 
 
@@ -39,10 +41,13 @@ def make_once(
             known = _known(session, owned, identity, parts.settings.idempotency_s)
             if known is not None:
                 return known, False
-            made = make(session)
-            session.add(IdempotencyKeyRow(key=owned, body_hash=identity, resource_id=made, created_at=now(session)))
-            session.flush()
-            return made, True
+            # Entered first, so that a second request waits here and not somewhere inside what the first makes.
+            row = IdempotencyKeyRow(key=owned, body_hash=identity, resource_id="", created_at=now(session))
+            with _short_lock_wait(session, parts.database):
+                session.add(row)
+                session.flush()
+            row.resource_id = make(session)
+            return row.resource_id, True
     except IntegrityError:
         pass  # another request entered the key meanwhile
     except OperationalError as error:
@@ -69,6 +74,18 @@ def _known(session: Session, key: str, identity: str, kept_s: float) -> str | No
             hint="use a new key for a new request",
         )
     return row.resource_id
+
+
+@contextmanager
+def _short_lock_wait(session: Session, database: Database) -> Iterator[None]:
+    """PostgreSQL waits for the transaction that entered the same key, but not as long as for other locks."""
+    if database.is_sqlite:
+        yield
+        return
+    before = session.execute(text("SHOW lock_timeout")).scalar_one()
+    session.execute(text(f"SET LOCAL lock_timeout = '{IN_FLIGHT_WAIT_MS}ms'"))
+    yield
+    session.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
 
 
 def _in_flight() -> Problem:
