@@ -22,8 +22,8 @@ _FUNCTION = re.compile(r"^\.text\.([\w$.]+):", re.MULTILINE)
 _REGISTERS = re.compile(r"EIATTR_REGCOUNT.*?index@\(([\w$.]+)\).*?\.word\s+0x([0-9a-f]+)", re.DOTALL)
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,5}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)([^;]*);")
 _NEVER = "@!PT "  # what an erratum makes the compiler put before some copies; it does nothing
-_LABEL = re.compile(r"^\s*(\.L_x_\d+):", re.MULTILINE)
-_TARGET = re.compile(r"\((\.L_x_\d+)\)")
+_LABEL = re.compile(r"^\s*([\w$.]+):")
+_TARGET = re.compile(r"`\(([\w$.]+)\)")
 MATRIX_OPCODES = ("IMMA", "HMMA", "QMMA", "BMMA", "OMMA", "IGMMA", "HGMMA", "QGMMA", "BGMMA", "UTC")
 _SPILLS = ("LDL", "STL")
 _NOT_ARITHMETIC = (
@@ -35,7 +35,7 @@ _TIMEOUT_S = 120
 
 @dataclass(frozen=True)
 class Loop:
-    """The instructions between a label and the last branch back to it, with inner loops."""
+    """The instructions between a label and the last branch back to it, with inner loops and called subroutines."""
 
     opcodes: tuple[str, ...]
 
@@ -87,7 +87,15 @@ def disassemble(cubin: bytes) -> dict[str, Function]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([_nvdisasm(), file.name], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+        try:
+            done = subprocess.run(
+                [_nvdisasm(), file.name], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise KernelsError(
+                f"nvdisasm took longer than {_TIMEOUT_S} s", hint="is the machine overloaded? try again",
+                code="disassembly_failed",
+            ) from error  # fmt: skip
     if done.returncode:
         raise KernelsError(
             f"nvdisasm cannot read the cubin: {done.stderr.strip()}", hint="install the nvdisasm of the same CUDA",
@@ -110,21 +118,32 @@ def parse_listing(listing: str) -> dict[str, Function]:
 def _function(name: str, body: str, registers: int) -> Function:
     opcodes: list[str] = []
     labels: dict[str, int] = {}
-    branches: list[tuple[int, str]] = []
+    targets: dict[int, str] = {}
     for line in body.splitlines():
         if label := _LABEL.match(line):
             labels[label[1]] = len(opcodes)
         if (instruction := _INSTRUCTION.search(line)) and _NEVER not in line:
-            target = _TARGET.search(instruction[2])
-            if instruction[1].startswith("BRA") and target:
-                branches.append((len(opcodes), target[1]))
+            if target := _TARGET.search(instruction[2]):
+                targets[len(opcodes)] = target[1]
             opcodes.append(instruction[1])
+
+    def executed(start: int, end: int) -> tuple[str, ...]:
+        """Opcodes from start to end with called subroutines in place: that is where emulated instructions are."""
+        found: list[str] = []
+        for at in range(start, end):
+            found.append(opcodes[at])
+            callee = labels.get(targets.get(at, ""))
+            if opcodes[at].startswith("CALL") and callee is not None:
+                returns = next(i for i in range(callee, len(opcodes)) if opcodes[i].startswith("RET"))
+                found += opcodes[callee : returns + 1]
+        return tuple(found)
+
     last_branch: dict[int, int] = {}
-    for at, target_label in branches:
+    for at, target_label in targets.items():
         start = labels.get(target_label)
-        if start is not None and start < at:  # a branch to itself is the padding behind EXIT
+        if opcodes[at].startswith("BRA") and start is not None and start < at:  # one to itself is padding behind EXIT
             last_branch[start] = max(at, last_branch.get(start, 0))
-    loops = tuple(Loop(tuple(opcodes[start : end + 1])) for start, end in sorted(last_branch.items()))
+    loops = tuple(Loop(executed(start, end + 1)) for start, end in sorted(last_branch.items()))
     return Function(name, tuple(opcodes), loops, registers)
 
 

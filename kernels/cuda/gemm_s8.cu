@@ -68,9 +68,10 @@ DEVICE void multiply_tile(Sums& sums, u32 a_tile, u32 b_tile, u32 warp_m, u32 wa
   }
 }
 
-// One row of 16 x 8 tiles of every warp at a time goes through shared memory to the epilogue. Registers cannot be indexed
-// by a loop variable, but which group of them is stored can be chosen by it.
-DEVICE void write_sums(const Sums& sums, const Epilogue& e, u8* shared, s32 row0, s32 column0, s32 m, s32 n) {
+// One row of 16 x 8 tiles of every warp at a time goes through shared memory to the epilogue. The loop stays a loop, and
+// the next row is moved to where the first one was: registers cannot be indexed, and choosing among them by a condition
+// made the compiler put all of them into local memory.
+DEVICE void write_sums(Sums& sums, const Epilogue& e, u8* shared, s32 row0, s32 column0, s32 m, s32 n) {
   typedef SliceWriter<OUTPUT, BLOCK_N, THREADS> Writer;
   static_assert(16 * WARPS_M * Writer::PITCH * 4 <= STAGES * (A_BYTES + B_BYTES), "a slice fits into the pipeline");
   const Writer writer(e, column0, m, n);
@@ -80,17 +81,17 @@ DEVICE void write_sums(const Sums& sums, const Epilogue& e, u8* shared, s32 row0
 #pragma unroll 1
   for (s32 i = 0; i < TILES_M; ++i) {
 #pragma unroll
-    for (int p = 0; p < TILES_M; ++p)
-      if (p == i)
-#pragma unroll
-        for (int j = 0; j < TILES_N; ++j) {
-          const s32(&c)[4] = sums[p * TILES_N + j];
-          *reinterpret_cast<Pair*>(mine + 8 * j) = {c[0], c[1]};
-          *reinterpret_cast<Pair*>(mine + 8 * Writer::PITCH + 8 * j) = {c[2], c[3]};
-        }
+    for (int j = 0; j < TILES_N; ++j) {
+      *reinterpret_cast<Pair*>(mine + 8 * j) = {sums[j][0], sums[j][1]};
+      *reinterpret_cast<Pair*>(mine + 8 * Writer::PITCH + 8 * j) = {sums[j][2], sums[j][3]};
+    }
     __syncthreads();
     writer.write(slice, 16 * WARPS_M, [&](s32 r) { return row0 + r / 16 * WARP_M + 16 * i + r % 16; });
     __syncthreads();
+#pragma unroll
+    for (int tile = TILES_N; tile < TILES_M * TILES_N; ++tile)
+#pragma unroll
+      for (int x = 0; x < 4; ++x) sums[tile - TILES_N][x] = sums[tile][x];
   }
 }
 

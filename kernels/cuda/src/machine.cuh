@@ -66,7 +66,6 @@ DEVICE void mma_m16n8k8_f16(float (&c)[4], u32 a0, u32 a1, u32 b) {
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(b));
 }
 
-#if __CUDA_ARCH__ >= 800
 #define MMA_FLOAT(NAME, TYPE)                                                                                       \
   DEVICE void NAME(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) {                                           \
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE ".f32 "                                     \
@@ -74,9 +73,11 @@ DEVICE void mma_m16n8k8_f16(float (&c)[4], u32 a0, u32 a1, u32 b) {
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                   \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                               \
   }
+#if __CUDA_ARCH__ >= 800
 MMA_FLOAT(machine_m16n8k16_f16, "f16")
-MMA_FLOAT(mma_m16n8k16_bf16, "bf16")
 #endif
+// Nothing replaces bfloat16 before sm_80: the assembler rejects a kernel that uses it.
+MMA_FLOAT(mma_m16n8k16_bf16, "bf16")
 
 // ---- shared memory to fragments -------------------------------------------------------------------------------------
 
@@ -202,10 +203,8 @@ DEVICE u32 half2_fused_multiply_add(u32 x, u32 y, u32 z) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;\n" : "=r"(r) : "r"(x), "r"(y), "r"(z));
   return r;
 }
-#if __CUDA_ARCH__ >= 800
 DEVICE u32 bfloat162_fused_multiply_add(u32 x, u32 y, u32 z) {
   u32 r;
   asm("fma.rn.bf16x2 %0, %1, %2, %3;\n" : "=r"(r) : "r"(x), "r"(y), "r"(z));
   return r;
 }
-#endif

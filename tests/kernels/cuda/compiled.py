@@ -21,6 +21,7 @@ def check_compiled(source: KernelSource, arch: str, tile: str | None = None) -> 
     instruction = chosen_instruction(source.instructions, arch)
     expected = {lowering(instruction, arch).opcode} if instruction else set()
     assert function.matrix_opcodes == expected
-    assert function.spills == 0
+    # Where the instruction is emulated the kernel is only an opponent, and its extra work may need more registers.
+    assert function.spills == 0 or (instruction and lowering(instruction, arch).emulated)
     assert 0 < function.registers <= 255
     return function
