@@ -9,11 +9,15 @@ from typing import Any
 
 from kernels.backends.base import Backend
 from kernels.cpu import this_cpu
+from kernels.device_identity import DeviceIdentity
 from kernels.errors import BackendUnavailable, KernelsError
 from kernels.hardware_profile import SCHEMA_VERSION, HardwareProfile
 from kernels.profiles import shipped_names, shipped_profile
 
 LOCAL_PROFILES = ("cpu-local", "cpu-local-openvino", "fake")
+GPU_HERE, AUTO = "cuda-local", "auto"
+"""Names of the GPU of this machine (its profile has the slug of its model where one is shipped), and of that or else
+`cpu-local`."""
 
 
 def profile_names() -> tuple[str, ...]:
@@ -38,13 +42,20 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         from kernels.backends.fake import fake_profile
 
         return fake_profile()
+    if name_or_path == GPU_HERE:
+        from kernels.backends.cuda_profile import local_gpu_profile
+
+        return local_gpu_profile()
+    if name_or_path == AUTO:
+        return _gpu_or_none() or load_profile("cpu-local")
     if name_or_path in shipped_names():
-        return shipped_profile(name_or_path)
+        here = _gpu_or_none()
+        return here if here is not None and here.slug == name_or_path else shipped_profile(name_or_path)
     if name_or_path.endswith(".json"):
         return read_profile(Path(name_or_path))
     raise KernelsError(
         f"there is no hardware profile {name_or_path!r}",
-        hint=f"known are {', '.join(profile_names())}, or the path of a profile's .json file",
+        hint=f"known are {', '.join((*profile_names(), GPU_HERE, AUTO))}, or the path of a profile's .json file",
         code="hardware_unknown",
     )
 
@@ -66,7 +77,7 @@ def read_profile(path: Path) -> HardwareProfile:
         profile = HardwareProfile.from_json(data)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _bad_profile(path, repr(error)) from error
-    return replace(profile, measurable_here=profile.runtime == "fake" or profile.device == this_cpu())
+    return replace(profile, measurable_here=profile.runtime == "fake" or profile.device == _device_here(profile))
 
 
 def backend_for(profile: HardwareProfile) -> Backend:
@@ -83,10 +94,39 @@ def backend_for(profile: HardwareProfile) -> Backend:
         from kernels.backends.fake import FakeBackend
 
         return FakeBackend(profile)
+    if profile.runtime == "cuda":
+        return _cuda(profile)
     raise BackendUnavailable(
         f"profile {profile.slug!r} needs runtime {profile.runtime!r}, which this program has no backend for",
         hint="measure on the device with `python -m kernels measure` and bring the latency table",
     )
+
+
+def _cuda(profile: HardwareProfile) -> Backend:
+    from kernels.backends.cuda import Cuda
+    from kernels.backends.cuda_driver import DriverCudaDevice
+    from kernels.backends.cuda_kernels import OurKernels
+    from kernels.backends.cuda_opponents import opponents
+
+    device = DriverCudaDevice()
+    return Cuda(profile, device, [OurKernels(device), *opponents(device)])
+
+
+def _gpu_or_none() -> HardwareProfile | None:
+    from kernels.backends.cuda_profile import local_gpu_profile
+
+    try:
+        return local_gpu_profile()
+    except BackendUnavailable:
+        return None
+
+
+def _device_here(profile: HardwareProfile) -> DeviceIdentity | None:
+    """The device of the profile's kind in this machine."""
+    if profile.device.kind != "gpu":
+        return this_cpu()
+    here = _gpu_or_none()
+    return None if here is None else here.device
 
 
 def _bad_profile(path: Path, reason: str) -> KernelsError:

@@ -27,7 +27,22 @@ from workers.supervisor import CODE_FOLDER
 
 log = logging.getLogger(__name__)
 PROBE_LIMIT_S = 120
+AUTO, GPU_HERE = "auto", "cuda-local"
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def wanted_hardware(asked: str | None, configured: tuple[str, ...]) -> tuple[str, ...]:
+    """The slugs to probe: `auto` is what is configured and the GPU of this machine, a list by comma itself."""
+    if asked is None:
+        return configured
+    if asked == AUTO:
+        return (*configured, GPU_HERE)
+    return tuple(slug.strip() for slug in asked.split(",") if slug.strip())
+
+
+def has_gpu(profiles: list[dict[str, Any]]) -> bool:
+    """True when one of the profiles is a GPU's."""
+    return any(profile.get("device", {}).get("kind") == "gpu" for profile in profiles)
 
 
 def probe_profiles(kernels: str, slugs: Iterable[str]) -> list[dict[str, Any]]:

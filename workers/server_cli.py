@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from service.store.database import Database
 from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
 from workers import health_cli, keys_cli, measure_cli, store_cli
-from workers.hardware import Announcement, Presence, probe_profiles, queues_for
+from workers.hardware import Announcement, Presence, has_gpu, probe_profiles, queues_for, wanted_hardware
 from workers.liveness import Watchdog
 from workers.patience import patiently
 from workers.processes import ManagedProcess, end_all
@@ -118,12 +119,19 @@ def api(data_folder: DataFolder = None) -> None:
 @app.command()
 def worker(
     concurrency: Annotated[int, typer.Option(min=1, help="Stages at once; measurements want 1")] = 1,
+    hardware: Annotated[
+        str | None, typer.Option(help="Profiles to announce, by comma; auto: those configured and this machine's GPU")
+    ] = None,
 ) -> None:
     """Announce this machine's hardware and take stages from its queues. Reads BITWRIGHT_* only."""
     settings = process_settings()
     configure_logging(settings, "worker")
+    profiles = probe_profiles(settings.kernels, wanted_hardware(hardware, settings.hardware))
+    if has_gpu(profiles) and "stage_memory_bytes" not in settings.model_fields_set:
+        os.environ["BITWRIGHT_STAGE_MEMORY_BYTES"] = "0"  # CUDA reserves far more addresses than it uses
+        process_settings.cache_clear()
+        settings = process_settings()
     hide_environment()
-    profiles = probe_profiles(settings.kernels, settings.hardware)
     queues = queues_for(profiles)
     try:
         announcement = Announcement.of_this_machine(queues, profiles, settings.sandbox)

@@ -129,10 +129,8 @@ def test_rows_that_are_there_are_not_measured_again() -> None:
 
 
 def faulty(kernel: str, error: Exception) -> Cuda:
-    names = [
-        f"{kernel} {tile}" for tile in ("16x64", "32x64", "64x64", "32x128", "16x128", "64x128", "128x64", "128x128")
-    ]
-    return backend_on(FakeCudaDevice(fails_on=dict.fromkeys(names, error)))
+    tiles = [f"{m}x{n}" for m in (16, 32, 64, 128, 256) for n in (64, 128, 256)]
+    return backend_on(FakeCudaDevice(arch="sm_80", fails_on={f"{kernel} {tile}": error for tile in tiles}))
 
 
 def test_a_kernel_that_fails_is_left_out_and_the_pair_goes_to_another() -> None:

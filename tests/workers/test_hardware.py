@@ -14,7 +14,15 @@ from service.store.fleet import live_queues, live_workers
 from service.store.models import HardwareProfileRow, WorkerRow
 from service.studies.plan import COMMON_QUEUES
 from tests.service.stack import quick_settings
-from workers.hardware import Announcement, Presence, probe_profiles, queues_for, read_profile
+from workers.hardware import (
+    Announcement,
+    Presence,
+    has_gpu,
+    probe_profiles,
+    queues_for,
+    read_profile,
+    wanted_hardware,
+)
 
 KERNELS = "tests.workers.tiny_kernels"
 
@@ -62,3 +70,16 @@ def test_a_worker_is_there_until_it_ends(sqlite_template: Path, tmp_path: Path) 
     with database.read() as session:
         assert live_workers(session, settings.worker_silent_s) == []
     database.close()
+
+
+def test_auto_asks_for_the_gpu_besides_what_is_configured() -> None:
+    assert wanted_hardware(None, ("cpu-local",)) == ("cpu-local",)
+    assert wanted_hardware("auto", ("cpu-local",)) == ("cpu-local", "cuda-local")
+    assert wanted_hardware("h200, cpu-local", ("fake",)) == ("h200", "cpu-local")
+
+
+def test_a_gpu_among_the_profiles_is_noticed_and_has_a_queue() -> None:
+    profiles = [{"slug": "cpu-local", "device": {"kind": "cpu"}}, {"slug": "h200", "device": {"kind": "gpu"}}]
+    assert has_gpu(profiles)
+    assert not has_gpu(profiles[:1])
+    assert "measure.h200" in queues_for(profiles)
