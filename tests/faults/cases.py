@@ -20,6 +20,7 @@ from sqlalchemy import func, select
 from service.store.models import ArtifactRow, EventRow, SavedPartRow, StageRow, StudyRow
 from tests.faults.running_stack import PostgresStack, Stack, wait_until
 
+IDLE = "while idle"
 MID_STAGE = "mid-stage"
 OUTPUT_WRITTEN = "output written"
 PARTS_SAVED = "parts saved"
@@ -259,12 +260,12 @@ def matrix() -> list[Case]:
     at_worker = (before, MID_STAGE, PARTS_SAVED, output, inside, untold, after)
     cells: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("kill -9 child", (MID_STAGE, PARTS_SAVED, OUTPUT_WRITTEN), BOTH),  # before and after these there is none
-        ("kill -9 pool process", at_worker, BOTH),
-        ("kill -9 worker group", (*at_worker, OUTPUT_WRITTEN), BOTH),
+        ("kill -9 pool process", (IDLE, *at_worker), BOTH),
+        ("kill -9 worker group", (IDLE, *at_worker, OUTPUT_WRITTEN), BOTH),
         ("kill -9 API", (before, MID_STAGE, output, inside, after), BOTH),
         ("kill -9 reaper + worker", (before, MID_STAGE, output), BOTH),
-        ("kill -9 Redis", (before, MID_STAGE, output, after), ("postgresql",)),
-        ("kill -9 PostgreSQL", at_worker, ("postgresql",)),
+        ("kill -9 Redis", (IDLE, before, MID_STAGE, output, after), ("postgresql",)),
+        ("kill -9 PostgreSQL", (IDLE, *at_worker), ("postgresql",)),
         ("PostgreSQL away > lease", (MID_STAGE, output), ("postgresql",)),
         ("power cut", (before, MID_STAGE, PARTS_SAVED, output, inside), BOTH),
         ("messages dropped", (before, MID_STAGE, output), BOTH),
@@ -285,16 +286,21 @@ def run_case(stack: Stack, case: Case) -> Outcome:
     stack.rearm()
     ledger = stack.points / "ledger"
     try:
-        study_id = _submit_and_reach(stack, case, ledger)
+        if case.point == IDLE:
+            FAULTS[case.fault](stack)()
+            study_id = stack.submit(ledger=str(ledger))
+        else:
+            study_id = _submit_and_reach(stack, case, ledger)
     except AssertionError as error:
         outcome.problem = f"the case could not be set up: {error}"
         stack.release()
         return outcome
-    aftermath = FAULTS[case.fault](stack)
-    if case.fault != "SIGSTOP > lease, SIGCONT":
+    if case.point != IDLE:
+        aftermath = FAULTS[case.fault](stack)
+        if case.fault != "SIGSTOP > lease, SIGCONT":
+            stack.release()
+        aftermath()
         stack.release()
-    aftermath()
-    stack.release()
     try:
         stack.wait(study_id, END_LIMIT_S)
     except AssertionError as error:
@@ -352,7 +358,7 @@ def _judge(stack: Stack, study_id: str, case: Case, ledger: Path, outcome: Outco
     outcome.duplicated += [name for name, count in files if count > 1]
     # The stage that was hit may be begun again, but not when its end was committed, and no other ever.
     hit = "check" if case.point in STATE_POINTS else "scan"
-    allowed = {} if case.point in ("after the commit", "committed, not told") else {hit: 2}
+    allowed = {} if case.point in (IDLE, "after the commit", "committed, not told") else {hit: 2}
     done = ledger.read_text().splitlines() if ledger.exists() else []
     begun = Counter(line for line in done if line != "scan output")
     outcome.computed_again = [kind for kind, count in begun.items() if count > allowed.get(kind, 1)]

@@ -65,7 +65,8 @@ def _in_transaction(session: Session) -> None:
 def install(role: str) -> None:
     claims.claim = _around(claims.claim, before="before_claim")
     claims.succeed = _around(claims.succeed, before="before_commit", after="after_commit")
-    claims.wake_followers = _around(claims.wake_followers, before="before_wake")  # type: ignore[attr-defined]
+    if role == "worker":  # the reaper wakes followers in every round
+        claims.wake_followers = _around(claims.wake_followers, before="before_wake")  # type: ignore[attr-defined]
     if role == "api":
         import service.studies.router as studies
 

@@ -58,6 +58,7 @@ class Stack:
             broker_url=self._broker_url(),
             port=self.port,
             worker_silent_s=3.0,
+            stall_s=6.0,
             **changes,
         )
         self.database = Database(self.settings.resolved_database_url)
@@ -132,6 +133,12 @@ class Stack:
         process.terminate()
         return process.wait(limit_s)
 
+    def revive(self) -> None:
+        """Start again what ended by itself, as `up`, systemd and compose do."""
+        for name, process in list(self.processes.items()):
+            if process.poll() is not None and name in ROLES:
+                self.spawn(name)
+
     def pool_processes(self, name: str = "worker") -> list[int]:
         """Process ids of a worker's pool: they run the stages."""
         return _children(self.processes[name].pid)
@@ -189,6 +196,7 @@ class Stack:
         """The study once it has ended."""
 
         def ended() -> dict[str, Any] | None:
+            self.revive()
             try:
                 answer = self.client.get(f"/v1/studies/{study_id}")
             except httpx.TransportError:
