@@ -21,11 +21,12 @@ from bitwright.errors import (
     WaitTimeout,
 )
 from bitwright.gate import Check, Thresholds, check_report
-from bitwright.records import Artifact, Progress, Study, StudyError
+from bitwright.records import Allocation, Artifact, Progress, Study, StudyError
 from bitwright.torch_export import convert
 
 __all__ = [
     "AccessDenied",
+    "Allocation",
     "ApiError",
     "Artifact",
     "BitwrightError",

@@ -142,7 +142,7 @@ def cancel(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = Fa
 
 @app.command()
 def retry(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
-    """Run what failed or was cancelled once more; finished stages stay."""
+    """Try a failed or cancelled study again, as a new one; what it finished is not computed again."""
     with exit_statuses(), Client(url, key=key) as client:
         _finish(client.retry(study_id), as_json, waited=False)
 

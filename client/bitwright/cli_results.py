@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,15 +15,19 @@ from rich.table import Table
 
 from bitwright.audit import audit_target
 from bitwright.cli_shared import (
+    FAILED,
     GATE_FAILED,
+    INFEASIBLE,
     USER_ERROR,
     AsJson,
     Key,
     TargetIndex,
     Timeout,
     Url,
+    budgets_of,
     cell,
     console,
+    dims_of,
     exit_status,
     exit_statuses,
     print_json,
@@ -31,6 +36,7 @@ from bitwright.cli_shared import (
 from bitwright.client import Client
 from bitwright.errors import BitwrightError
 from bitwright.gate import Check, Thresholds, check_report
+from bitwright.records import Allocation
 
 results = typer.Typer()
 
@@ -48,6 +54,64 @@ def front(study_id: str, target: TargetIndex = 0, url: Url = None, key: Key = No
         counts = Counter(point.get("precisions", {}).values())
         mix = ", ".join(f"{count} × {precision}" for precision, count in counts.most_common())
         table.add_row(cell(point.get("cost")), cell(point.get("loss")), escape(mix))
+    Console().print(table)
+
+
+@results.command()
+def allocate(
+    study_id: str,
+    latency: Annotated[str | None, typer.Option(help="Milliseconds, or 0.6x of full precision")] = None,
+    size: Annotated[str | None, typer.Option(help="Bytes, or 0.5x of full precision")] = None,
+    bops: Annotated[str | None, typer.Option(help="Bit operations, or 0.5x of full precision")] = None,
+    peak_memory: Annotated[str | None, typer.Option(help="Bytes, or 0.5x of full precision")] = None,
+    target: TargetIndex = 0,
+    hardware: Annotated[str | None, typer.Option(help="Another profile than the study's target")] = None,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    dim: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, as name=128")] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Solve it, even where the stored front has an answer")] = False,
+    timeout: Timeout = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a solved study for the allocation under other budgets; answered from what is stored, without a new scan."""
+    with exit_statuses(), Client(url, key=key) as client:
+        found = client.allocate(
+            study_id,
+            budgets_of(latency, size, bops, peak_memory),
+            target=target,
+            hardware=hardware,
+            batch=batch,
+            threads=threads,
+            dims=dims_of(dim or []),
+            exact=exact,
+            timeout_s=timeout,
+        )
+    if as_json:
+        print_json(found.raw)
+    else:
+        _tell_allocation(found)
+    if found.result is None:
+        raise typer.Exit(USER_ERROR if found.error and found.error.category == "user" else FAILED)
+    if found.is_infeasible:
+        raise typer.Exit(INFEASIBLE)
+
+
+@results.command()
+def allocations(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+    """List the allocations a study solved and those asked of it later."""
+    with exit_statuses(), Client(url, key=key) as client:
+        found = client.allocations(study_id)
+    if as_json:
+        print_json(found)
+        return
+    table = Table("allocation", "from", "state", "loss", "predicted")
+    for one in found["planned"]:
+        table.add_row(escape(one["name"]), one["source"], "planned", cell(one["surrogate_loss"]), _costs(one))
+    for one in found["items"]:
+        result = one["result"] or {}
+        table.add_row(one["id"], one["origin"], one["state"], cell(result.get("surrogate_loss")), _costs(result))
     Console().print(table)
 
 
@@ -172,6 +236,26 @@ def audit(study_id: str, target: TargetIndex = 0, url: Url = None, key: Key = No
             for row in rows:
                 table.add_row(escape(row["name"]), escape(row["reason"]))
             out.print(table)
+
+
+def _tell_allocation(found: Allocation) -> None:
+    out = Console()
+    if found.result is None:
+        why = f"{found.error.code}: {found.error.message}" if found.error else found.state
+        console.print(f"[red]{escape(why)}", highlight=False)
+        return
+    result = found.result
+    counts = Counter((result["precisions"] or {}).values())
+    mix = ", ".join(f"{count} × {precision}" for precision, count in counts.most_common()) or "nothing quantized"
+    out.print(f"{found.id} ({found.origin}, {escape(result['metric'])}): {escape(mix)}", highlight=False)
+    gap = "" if result["gap"] is None else f", at most {100 * result['gap']:.2g} % above the optimum"
+    out.print(f"  predicted loss {cell(result['surrogate_loss'])}{gap}; {escape(_costs(result))}", highlight=False)
+    if result["infeasible"]:
+        out.print("  [yellow]the budgets cannot be met; this is the nearest that can", highlight=False)
+
+
+def _costs(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {cell(value)}" for name, value in (result.get("predicted") or {}).items())
 
 
 def _targets(client: Client, study_id: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from bitwright.connection import RETRIES, Connection, retry_after_s
 from bitwright.errors import WaitTimeout
 from bitwright.gate import measured_figures
-from bitwright.records import Artifact, Study, verdict_of
+from bitwright.records import Allocation, Artifact, Study, verdict_of
 from bitwright.transfer import fetch, opened
 
 DEFAULT_URL = "http://127.0.0.1:8300"
@@ -73,6 +73,7 @@ class Client:
         dims: Mapping[str, int] | None = None,
         seed: int = 0,
         options: Mapping[str, Any] | None = None,
+        evaluator: Mapping[str, Any] | None = None,
         name: str = "",
         external_data: Sequence[str | Path] = (),
     ) -> Study:
@@ -80,7 +81,8 @@ class Client:
 
         `model` and `data` are paths, or ids of earlier uploads (`model_…`, `dataset_…`). `budgets` maps
         `latency_ms`, `size_bytes`, `bops` or `peak_memory_bytes` to a number, `"0.6x"`, or `{"relative": 0.5}`.
-        Instead of budgets, `tolerance` is `{"accuracy_drop": 0.005}` or `{"loss": 0.01}`.
+        Instead of budgets, `tolerance` is `{"accuracy_drop": 0.005}` or `{"loss": 0.01}`. With `evaluator`, as
+        `{"metric": "mAP"}`, the study waits for `post_evaluations` and judges by them.
         """
         model_id = str(model) if str(model).startswith("model_") else self.upload_model(model, external_data)
         dataset_id = None
@@ -103,6 +105,7 @@ class Client:
             "seed": seed,
             "options": dict(options or {}),
             "name": name,
+            **({"evaluator": dict(evaluator)} if evaluator else {}),
         }
         return _study(self._to.post("/v1/studies", json=body))
 
@@ -165,12 +168,65 @@ class Client:
         return _study(self._to.post(f"/v1/studies/{study_id}/cancel"))
 
     def retry(self, study_id: str) -> Study:
-        """Run what failed or was cancelled once more; finished stages stay."""
+        """Try a failed or cancelled study again, as a new one; what it finished or saved is not computed again."""
         return _study(self._to.post(f"/v1/studies/{study_id}/retry"))
 
-    def clone(self, study_id: str) -> Study:
-        """A new study with the same request; what is known of it is not computed again."""
-        return _study(self._to.post(f"/v1/studies/{study_id}/clone"))
+    def clone(self, study_id: str, **changes: Any) -> Study:
+        """A new study that asks what this one asked, but for `targets`, `seed`, `options`, `evaluator` or `name`."""
+        return _study(self._to.post(f"/v1/studies/{study_id}/clone", json=changes))
+
+    def allocate(
+        self,
+        study_id: str,
+        budgets: Budgets,
+        *,
+        target: int = 0,
+        hardware: str | None = None,
+        batch: int = 1,
+        threads: int = 1,
+        dims: Mapping[str, int] | None = None,
+        metric: str | None = None,
+        exact: bool = False,
+        timeout_s: float | None = None,
+    ) -> Allocation:
+        """The allocation under other budgets, on one of the study's targets or on another `hardware`; no new scan.
+
+        A budget on the stored front is answered at once, others are solved from what is stored; `exact` always
+        solves. What it loses and costs is predicted: nothing is built. Raises `WaitTimeout`.
+        """
+        point = {"batch": batch, "threads": threads, "dims": dict(dims or {})}
+        place = target if hardware is None else {"hardware": hardware, "operating_point": point}
+        body = {"target": place, "budgets": dict(budgets), "metric": metric, "exact": exact}
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        params = {"wait": f"{min(POLL_WAIT_S, timeout_s or POLL_WAIT_S):.3f}"}
+        response = self._to.post(f"/v1/studies/{study_id}/allocations", json=body, params=params)
+        while not (found := Allocation.from_json(response.json())).is_terminal:
+            left_s = POLL_WAIT_S if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                raise WaitTimeout(f"allocation {found.id} is {found.state} after {timeout_s:g} s; it goes on")
+            response = self._to.get(
+                f"/v1/studies/{study_id}/allocations/{found.id}",
+                params={"wait": f"{min(left_s, POLL_WAIT_S):.3f}"},
+                patience_s=POLL_PATIENCE_S if deadline is None else max(left_s, 1.0),
+            )
+        return found
+
+    def allocations(self, study_id: str) -> dict[str, Any]:
+        """`items`: allocations asked later, newest first; `planned`: those the study solved before it built any."""
+        page = self._json(f"/v1/studies/{study_id}/allocations", params={"limit": 200})
+        return {"items": page["items"], "planned": page["planned"]}
+
+    def evaluations(self, study_id: str, target: int = 0) -> dict[str, Any]:
+        """The finalists that wait for your evaluator, with the files to download, and what is still missing."""
+        return dict(self._json(f"/v1/studies/{study_id}/evaluations", params={"target": target}))
+
+    def post_evaluations(
+        self, study_id: str, results: Mapping[str, Mapping[str, float]], target: int = 0
+    ) -> dict[str, Any]:
+        """Post what your evaluator measured: finalist → metric → value. Once all are there the verdict is made."""
+        listed = [{"finalist": name, "metrics": dict(metrics)} for name, metrics in results.items()]
+        body = {"target": target, "results": listed}
+        return dict(self._to.post(f"/v1/studies/{study_id}/evaluations", json=body).json())
 
     def events(self, study_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """What happened to a study, oldest first; `after` is the last `seq` already seen."""

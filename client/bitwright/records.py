@@ -88,6 +88,39 @@ class Artifact:
         return _known(cls, data)
 
 
+@dataclass(frozen=True)
+class Allocation:
+    """An allocation asked of a solved study; `result` holds its precisions and predicted costs once it is there."""
+
+    id: str
+    study: str
+    origin: str
+    state: str
+    is_terminal: bool
+    result: dict[str, Any] | None
+    error: StudyError | None
+    raw: dict[str, Any] = field(repr=False)
+
+    @property
+    def is_infeasible(self) -> bool:
+        """True when the budgets cannot be met; the allocation is then the nearest one."""
+        return self.result is not None and self.result.get("infeasible") is not None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Allocation:
+        error = data.get("error")
+        return cls(
+            id=data["id"],
+            study=data["study"],
+            origin=data["origin"],
+            state=data["state"],
+            is_terminal=bool(data["is_terminal"]),
+            result=data.get("result"),
+            error=_known(StudyError, error) if error else None,
+            raw=data,
+        )
+
+
 def verdict_of(verdict: dict[str, Any]) -> str:
     """The word of a verdict: `chosen`, `no_gain` or `infeasible`."""
     return str(verdict.get("verdict") or verdict.get("kind") or "")

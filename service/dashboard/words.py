@@ -9,10 +9,13 @@ from typing import Any
 DIGITS = 3
 STAGE_WORDS = {
     "check": "Read model and data",
+    "scan_shard": "Scan a part",
     "scan": "Scan sensitivity",
     "measure": "Measure latency",
     "solve": "Solve for the budget",
     "evaluate": "Build, run and judge",
+    "verdict": "Judge by your evaluator",
+    "answer": "Solve anew",
 }
 
 
@@ -95,6 +98,10 @@ def event_words(kind: str, data: Mapping[str, Any]) -> str:
             return f"{stage} put back: its worker is shutting down"
         case "attempt_lost":
             return f"{stage} lost attempt {data.get('attempt')}: {data.get('code', '')}"
+        case "stage_shared":
+            return f"{stage} is done by another study that needs the same"
+        case "evaluations":
+            return f"your evaluator posted results, {data.get('missing')} missing"
         case "cancel_requested":
             return "cancellation asked for"
     about = ", ".join(f"{name} {value}" for name, value in data.items() if isinstance(value, (str, int, float)))

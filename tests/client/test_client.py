@@ -21,9 +21,9 @@ from workers import claims
 
 def test_the_public_names_are_pinned() -> None:
     assert bitwright.__all__ == [
-        "AccessDenied", "ApiError", "Artifact", "BitwrightError", "Check", "Client", "Conflict", "DamagedDownload",
-        "InvalidRequest", "NotFound", "Progress", "ServerUnreachable", "Study", "StudyError", "Thresholds",
-        "WaitTimeout", "audit_target", "check_report", "convert",
+        "AccessDenied", "Allocation", "ApiError", "Artifact", "BitwrightError", "Check", "Client", "Conflict",
+        "DamagedDownload", "InvalidRequest", "NotFound", "Progress", "ServerUnreachable", "Study", "StudyError",
+        "Thresholds", "WaitTimeout", "audit_target", "check_report", "convert",
     ]  # fmt: skip
     assert (Path(bitwright.__file__).parent / "py.typed").exists()
 

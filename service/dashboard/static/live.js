@@ -120,7 +120,7 @@ document.addEventListener("click", async (event) => {
   const button = event.target.closest("button[data-post]");
   if (!button) return;
   button.disabled = true;
-  const answer = await fetch(button.dataset.post, { method: "POST", headers: { ...ownHeaders, "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()).slice(2) } });
+  const answer = await fetch(button.dataset.post, { method: "POST", headers: { ...ownHeaders, "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID?.() ?? String(Math.random()).slice(2) }, body: "{}" });
   if (!answer.ok) {
     button.disabled = false;
     const problem = await problemOf(answer);
