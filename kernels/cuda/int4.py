@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.epilogue import Output
-from kernels.cuda.packing import padded_k
+from kernels.cuda.packing import padded_k, relative_scales
 from kernels.cuda.source import Defines, KernelSource
 from kernels.errors import KernelsError
 
@@ -58,12 +58,18 @@ _S4 = ("mma.m16n8k64.s4", "mma.m8n8k32.s4")
 GEMM_W4A8 = KernelSource("gemm_w4a8", "gemm_w4a8.cu", "gemm_w4a8", TILES, _S8)
 GEMM_W4A4 = KernelSource("gemm_w4a4", "gemm_w4a4.cu", "gemm_w4a4", WORD_TILES, _S8)
 GEMM_S4_NATIVE = KernelSource("gemm_s4_native", "gemm_s4_native.cu", "gemm_s4_native", WORD_TILES, _S4)
-SOURCES = (GEMM_W4A8, GEMM_W4A4, GEMM_S4_NATIVE)
 
+QUANTIZE_ROWS = KernelSource(
+    "quantize_rows", "quantize_rows.cu", "quantize_rows",
+    {"default": {"INPUT": int(Output.F16), "CODE_BITS": 8, "DYNAMIC": 1, "WARPS": 4}},
+)  # fmt: skip
+"""Activations to 8-bit codes or 4-bit words, with scales and sums by row. A warp takes a row: the grid is
+ceil(rows / WARPS) blocks of 32 · WARPS threads."""
 INT4_STEP = KernelSource(
     "int4_step", "int4_step.cu", "int4_step", {"w4a8": {"STEP": 8}, "w4a4": {"STEP": 4}, "s4": {"STEP": 0}}
 )
 """One warp's step of K 64 and nothing else: by its machine code, and its time, the three paths are compared."""
+SOURCES = (GEMM_W4A8, GEMM_W4A4, GEMM_S4_NATIVE, QUANTIZE_ROWS)
 
 
 class Int4WeightsArguments(ctypes.Structure):
@@ -151,8 +157,7 @@ def plan_gemm(
 def pack_ratios(scale: Array) -> tuple[Array, Array]:
     """Scales (groups, N) as the integer kernels take them: float16 ratios (groups, N padded to 8) and float32 (N,).
 
-    value = code · ratio · channel scale; the channel scale is a power of two, so that a scale of 11 significant bits
-    is kept exactly whatever its magnitude.
+    value = code · ratio · channel scale, see `packing.relative_scales`. Raises `KernelsError` (`bad_scale`).
     """
     scale = np.asarray(scale, np.float64)
     if scale.ndim != 2 or not bool(np.all(np.isfinite(scale) & (scale > 0))):
@@ -161,7 +166,7 @@ def pack_ratios(scale: Array) -> tuple[Array, Array]:
             hint="one positive scale per group and channel",
             code="bad_scale",
         )
-    channel = np.ldexp(np.float32(1), np.frexp(scale.max(axis=0))[1]).astype(np.float32)
+    found, channel = relative_scales(scale)
     ratios = np.zeros((scale.shape[0], -(-scale.shape[1] // RATIO_ALIGNMENT) * RATIO_ALIGNMENT), np.float16)
-    ratios[:, : scale.shape[1]] = scale / channel
+    ratios[:, : scale.shape[1]] = found
     return ratios, channel

@@ -102,6 +102,16 @@ def zero_point_correction(row_sums: Array, zero_points: Array) -> Array:
     return np.outer(row_sums.astype(np.int64), signed_zero_points(zero_points).astype(np.int64))
 
 
+def relative_scales(scale: Array) -> tuple[Array, Array]:
+    """Scales (groups, N) as float16 ratios (groups, N) to a float32 scale (N,) per channel.
+
+    The channel scale is the power of two above the largest, so a scale of 11 significant bits is kept exactly whatever
+    its magnitude, and others to 2^-11.
+    """
+    channel = np.ldexp(np.float32(1), np.frexp(scale.max(axis=0))[1]).astype(np.float32)
+    return (scale / channel.astype(np.float64)).astype(np.float16), channel
+
+
 @dataclass(frozen=True)
 class FragmentWeights:
     """Weights of the weight-only kernel: value = (code - zero point) · ratio · channel scale.
@@ -167,8 +177,8 @@ def pack_fragments(
     channel, ratios = scale[0].astype(np.float32), None
     groups = groups_in_k if group_size is None else -(-padded_k(k) // group_size)
     if group_size is not None:
-        channel = np.ldexp(np.float32(1), np.frexp(scale.max(axis=0))[1]).astype(np.float32)
-        ratios = _lane_pairs((scale / channel.astype(np.float64)).astype(np.float16), groups, n)
+        found, channel = relative_scales(scale)
+        ratios = _lane_pairs(found, groups, n)
     zeros = None
     if zero_points is not None:
         raw = np.broadcast_to(np.asarray(zero_points).reshape(-1, n), (groups_in_k, n))
