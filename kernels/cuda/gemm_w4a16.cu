@@ -30,9 +30,9 @@
 // its slots need no barrier, only a wait; shared memory serves as a deep file of registers. Activations: one swizzled
 // tile of TOKENS x 128 * WARPS_K bytes for all warps (tile.cuh), read by ldmatrix; its barrier is the one of each step.
 //
-// Sums of a group have float accumulators of their own and are added times the ratio when the group ends: weights are never
-// rounded to halves after scaling. At the end the warps along K add up in shared memory one after another, and blocks of
-// split-K through `partial`; both in a fixed order.
+// Sums of a group have float accumulators of their own and are added times the ratio when the group ends: weights are
+// never rounded to halves after scaling. At the end the warps along K add up in shared memory one after another, and
+// blocks of split-K through `partial`; both in a fixed order.
 
 #include "epilogue.cuh"
 #include "split_k.cuh"

@@ -1,8 +1,8 @@
 // gemm_w4a8: 4-bit weights times 8-bit activations, on 8-bit tensor cores of every architecture from sm_75 on.
 //
-// Weights are words of 8 codes (`kernels.cuda.packing.pack_int4`), activations plain s8 rows. A word unpacks with one shift
-// and two masks to 16 times its codes; src/int4.cuh shows the bits, src/int4_gemm.cuh the tiling. What a warp does in one
-// step of K 64, for one of its tiles of 16 channels and 8 rows of activations (lane = 4g + t):
+// Weights are words of 8 codes (`kernels.cuda.packing.pack_int4`), activations plain s8 rows. A word unpacks with one
+// shift and two masks to 16 times its codes; src/int4.cuh shows the bits, src/int4_gemm.cuh the tiling. What a warp does
+// in one step of K 64, for one of its tiles of 16 channels and 8 rows of activations (lane = 4g + t):
 //
 //     activations        row g    ┌────────┬────────┬────────┬────────┐
 //     (64 bytes)                  │  t = 0 │  t = 1 │  t = 2 │  t = 3 │  16 bytes a lane: k 16t .. 16t+15

@@ -1,10 +1,11 @@
 // int4_step: one warp multiplies a 16 x 8 tile along K and does nothing else: the price of one step of each 4-bit path.
 //
-// STEP is 8 (4-bit weights, 8-bit activations), 4 (both 4-bit, as int8 times 16) or 0 (both 4-bit, mma.s4). Operands come as
-// fragments: a lane's registers for a step of K 64 lie next to each other in global memory, activations as operand A (8
-// registers of bytes or 4 words), then weights as B (2 words). The sums go out four a lane, with the factor of the codes. So
-// the machine code of the loop, four steps at a time, is loads, unpacking and products: what a path costs before tiling
-// spreads it. On a device its time compares the int8 path with an emulated mma.s4. `steps` is a multiple of 4.
+// STEP is 8 (4-bit weights, 8-bit activations), 4 (both 4-bit, as int8 times 16) or 0 (both 4-bit, mma.s4). Operands come
+// as fragments: a lane's registers for a step of K 64 lie next to each other in global memory, activations as operand A
+// (8 registers of bytes or 4 words), then weights as B (2 words). The sums go out four a lane, with the factor of the
+// codes. So the machine code of the loop, four steps at a time, is loads, unpacking and products: what a path costs
+// before tiling spreads it. On a device its time compares the int8 path with an emulated mma.s4. `steps` is a multiple
+// of 4.
 
 #include "int4.cuh"
 

@@ -1,6 +1,6 @@
 // quantize_rows: activations to the codes that the matrix products with 4-bit weights take, with what belongs to a row.
 //
-//   codes      CODE_BITS=8: s8, row by row; CODE_BITS=4: words of 8 codes, K padded to 64 by zeroes (kernels.cuda.packing)
+//   codes      CODE_BITS=8: s8, row by row; CODE_BITS=4: words of 8 codes, K padded to 64 by zeroes (`pack_int4`)
 //   row_scale  DYNAMIC=1: the largest magnitude of the row over 127 or 7, by which it is quantized symmetrically
 //   row_sums   the sum of the codes of a row, for weights with zero points; null: not wanted
 //

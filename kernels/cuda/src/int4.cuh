@@ -8,8 +8,8 @@
 //   high(w)        b3 0 b2 0 b1 0 b0 0      = 16 b
 //
 // One m16n8k32 consumes one word per lane: low(w) is the register of k = 4t..4t+3, high(w) that of k = 16+4t.. . The
-// accumulator then holds 16 or 256 times the sum, exactly. Terms are at most 16384, with a 4-bit and with an 8-bit partner,
-// so it fits as long as K < 131072.
+// accumulator then holds 16 or 256 times the sum, exactly. Terms are at most 16384, with a 4-bit as with an 8-bit
+// partner, so it fits as long as K < 131072.
 //
 // A step is K = 64, 8 words a row, two per lane. A dot product does not depend on the order of its terms, so lanes take
 // the words that are cheapest to load, the same in both operands:
@@ -132,10 +132,10 @@ struct StepS4 {
   }
 };
 
-// The same steps with the operands exchanged: weights are the 16 rows of a product and activations its 8 columns. Then the
-// four registers of a 16-byte load of 8-bit activations are two B operands as they come, while an A operand would need
-// values of two rows side by side and a move for each. Sums are transposed: c[0], c[1] belong to channel g and rows 2t,
-// 2t+1; c[2], c[3] to channel g+8.
+// The same steps with the operands exchanged: weights are the 16 rows of a product and activations its 8 columns. Then
+// the four registers of a 16-byte load of 8-bit activations are two B operands as they come, while an A operand would
+// need values of two rows side by side and a move for each. Sums are transposed: c[0], c[1] belong to channel g and rows
+// 2t, 2t+1; c[2], c[3] to channel g+8.
 template <class Step>
 struct WeightsFirst {  // both operands are words
   static constexpr int X_BYTES = Step::X_BYTES, SHIFT = Step::SHIFT;
