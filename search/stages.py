@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 STAGES: Mapping[str, str] = {
     "check": "search.pipeline:check",
-    "scan_shard": "search.pipeline:scan_shard",
+    "scan_shard": "search.scanning:scan_shard",
     "scan": "search.pipeline:scan",
     "measure": "search.pipeline:measure",
     "solve": "search.pipeline:solve",

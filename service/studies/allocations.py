@@ -51,7 +51,11 @@ LOOK_EVERY_S = 0.05
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to hold the answer until the allocation is there.")]
 
 
-@router.post("/{study_id}/allocations", status_code=201, responses={202: {"model": AllocationView}})
+@router.post(
+    "/{study_id}/allocations",
+    status_code=201,
+    responses={200: {"model": AllocationView}, 202: {"model": AllocationView}},
+)
 async def post_allocation(
     request: Request,
     study_id: str,
@@ -61,9 +65,12 @@ async def post_allocation(
     wait: Wait = 0.0,
     idempotency_key: IdempotencyKey = None,
 ) -> AllocationView:
-    """Ask for an allocation under other budgets, or on another target: 201 when it is there, 202 while it is solved."""
+    """Ask for an allocation under other budgets, or on another target: 201 when it is there, 202 while it is solved.
 
-    def ask() -> AllocationView:
+    200 when the Idempotency-Key asked it before.
+    """
+
+    def ask() -> tuple[AllocationView, bool]:
         allocation_id, made = make_once(
             request,
             parts,
@@ -74,10 +81,11 @@ async def post_allocation(
         view = _read(parts, study_id, allocation_id)
         if made and not view.is_terminal:
             publish_due(parts.database, parts.send, resend_s=parts.settings.resend_s)
-        return view
+        return view, made
 
-    view = await _until_there(parts, await run_in_threadpool(ask), wait)
-    response.status_code = 201 if view.is_terminal else 202
+    view, made = await run_in_threadpool(ask)
+    view = await _until_there(parts, view, wait)
+    response.status_code = (201 if view.is_terminal else 202) if made else 200
     response.headers["Location"] = f"/v1/studies/{study_id}/allocations/{view.id}"
     return view
 

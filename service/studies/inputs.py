@@ -26,7 +26,6 @@ from service.studies.plan import EVALUATIONS, StageKind, kind_named, stage_spec
 from service.version import VERSION
 
 CONTRACT_VERSION = 2
-RECIPE_FIELDS = ("support", "recipes")
 
 
 class InputDeleted(Exception):
@@ -157,11 +156,10 @@ def _key_targets(
 
 def recipes_key(profile: Mapping[str, Any]) -> str:
     """The hash of what a profile runs and with which numerics: profiles that agree on it share every scan."""
-    return content_key({name: profile.get(name) for name in RECIPE_FIELDS} | {"slug": _unless_known(profile)})
-
-
-def _unless_known(profile: Mapping[str, Any]) -> str | None:
-    return None if "recipes" in profile else str(profile.get("slug"))
+    if "recipes" not in profile:
+        return content_key(profile.get("slug"))
+    runs = [[entry.get("op"), entry.get("precision")] for entry in profile.get("support", [])]
+    return content_key({"runs": sorted(runs, key=content_key), "recipes": sorted(profile["recipes"], key=content_key)})
 
 
 def _saved_key(

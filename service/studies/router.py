@@ -71,7 +71,7 @@ def post_retry(
     """Try a failed or cancelled study again as a new one; what it finished or saved is not computed again."""
 
     def make(session: Session) -> str:
-        return retry_study(session, parts.settings, _must_exist(session, study_id))
+        return retry_study(session, parts.settings, _own(session, study_id))
 
     return _made(parts, response, after, *make_once(request, parts, idempotency_key, None, make))
 
@@ -89,7 +89,7 @@ def post_clone(
     """A new study that asks what this one asked, but for the fields given."""
 
     def make(session: Session) -> str:
-        return clone_study(session, parts.settings, _must_exist(session, study_id), body)
+        return clone_study(session, parts.settings, _own(session, study_id), body)
 
     sent = body.model_dump(mode="json", exclude_unset=True)
     return _made(parts, response, after, *make_once(request, parts, idempotency_key, sent, make))
@@ -234,6 +234,14 @@ def get_report(
 def _must_exist(session: ReadSession, study_id: str) -> StudyRow:
     study = session.get(StudyRow, study_id)
     if study is None:
+        raise not_found("study", study_id)
+    return study
+
+
+def _own(session: Session, study_id: str) -> StudyRow:
+    """A study that a user submitted, not the run of an allocation."""
+    study = _must_exist(session, study_id)
+    if study.parent_id is not None:
         raise not_found("study", study_id)
     return study
 

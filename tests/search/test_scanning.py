@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import search.sensitivity.scan as sensitivity_scan
 from search.pipeline import STAGES
 from search.scanning import scan_shard
 from search.sensitivity.storage import load_sensitivities
+from search.stages import STAGES as STAGE_NAMES
 
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
 SPEC: dict[str, Any] = {
@@ -123,3 +125,10 @@ def test_a_new_device_needs_only_the_precisions_it_adds(
     STAGES["scan"](SPEC, folder, QUIET)
     assert built
     assert load_sensitivities(folder)["kl"].increases == load_sensitivities(whole)["kl"].increases
+
+
+def test_every_stage_can_be_run_alone() -> None:
+    for kind, reference in STAGE_NAMES.items():
+        module, _, function = reference.partition(":")
+        assert callable(getattr(importlib.import_module(module), function)), kind
+    assert {kind: STAGE_NAMES[kind].rpartition(":")[2] for kind in STAGES} == {kind: kind for kind in STAGES}
