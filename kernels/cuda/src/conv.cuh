@@ -133,19 +133,6 @@ struct Walk {
   }
 };
 
-// The epilogue of columns from `n` on: a group writes its own channels as if they were a matrix of their own.
-template <int OUT>
-DEVICE Epilogue from_column(Epilogue e, s32 n) {
-  typedef typename OutputType<OUT>::type Element;
-  e.out = static_cast<Element*>(e.out) + n;
-  if (e.bias) e.bias += n;
-  if (e.scale) e.scale += n;
-  if (e.multiplier) e.multiplier += n, e.shift += n;
-  if (e.offset) e.offset += n;
-  if (e.residual) e.residual = static_cast<const Element*>(e.residual) + n;
-  return e;
-}
-
 template <class Step>
 struct ConvTile {
   static constexpr int THREADS = 32 * WARPS_M * WARPS_N;
@@ -240,23 +227,23 @@ struct ConvTile {
     return true;
   }
 
-  // One row of 16 x 8 tiles of every warp at a time goes through shared memory to the epilogue; the loop stays a loop,
-  // and the next row is moved to where the first was, because registers cannot be indexed.
-  static DEVICE void write(s32 (&sums)[TILES][4], const Conv& a, const Epilogue& e, u8* shared, s32 row0, s32 column0,
-                           u32 warp_m, u32 warp_n) {
+  // One row of 16 x 8 tiles of every warp at a time goes through shared memory to the epilogue. The loop stays a loop, and
+  // the next row is moved to where the first was: choosing it by the loop variable put all sums into local memory here.
+  static DEVICE void write(s32 (&sums)[TILES][4], const Epilogue& e, u8* shared, s32 row0, s32 column0, s32 rows,
+                           s32 columns, u32 warp_m, u32 warp_n) {
     struct alignas(8) Pair { s32 x, y; };
-    const Writer writer(e, column0, a.m, a.n);
+    constexpr int SHIFT = Step::SHIFT;  // exact: every product of a step carries the factor
+    Writer writer(e, column0, rows, columns);
+    if (column0 % Writer::WIDTH != 0) writer.out_by_vectors = writer.residual_by_vectors = false;  // a group starts anywhere
     s32* slice = reinterpret_cast<s32*>(shared);
-    const u32 g = lane_id() / 4, t = lane_id() % 4;
-    s32* mine = slice + (warp_m * 16 + g) * Writer::PITCH + warp_n * WARP_N + 2 * t;
+    s32* mine = slice + (warp_m * 16 + lane_id() / 4) * Writer::PITCH + warp_n * WARP_N + 2 * (lane_id() % 4);
 #pragma unroll 1
-    for (int i = 0; i < TILES_M; ++i) {
+    for (s32 i = 0; i < TILES_M; ++i) {
 #pragma unroll
-      for (int j = 0; j < TILES_N; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)  // the shift is exact: every product of a step carries the factor
-          *reinterpret_cast<Pair*>(mine + 8 * half * Writer::PITCH + 8 * j) = {sums[j][2 * half] >> Step::SHIFT,
-                                                                              sums[j][2 * half + 1] >> Step::SHIFT};
+      for (int j = 0; j < TILES_N; ++j) {
+        *reinterpret_cast<Pair*>(mine + 8 * j) = {sums[j][0] >> SHIFT, sums[j][1] >> SHIFT};
+        *reinterpret_cast<Pair*>(mine + 8 * Writer::PITCH + 8 * j) = {sums[j][2] >> SHIFT, sums[j][3] >> SHIFT};
+      }
       __syncthreads();
       writer.write(slice, 16 * WARPS_M, [&](s32 r) { return row0 + r / 16 * WARP_M + 16 * i + r % 16; });
       __syncthreads();
@@ -312,6 +299,6 @@ struct ConvTile {
       if (!add_slices(sums, a, reinterpret_cast<u32*>(shared))) return;
       __syncthreads();
     }
-    write(sums, a, from_column<OUTPUT>(e, group * a.n), shared, row0, column0, warp_m, warp_n);
+    write(sums, e, shared, row0, group * a.n + column0, a.m, (group + 1) * a.n, warp_m, warp_n);
   }
 };
