@@ -76,7 +76,7 @@ class Gateway:
                 hint="add the name to BITWRIGHT_ALLOWED_HOSTS if it is yours",
             )
         if "\x00" in path or b"%00" in query:
-            return Problem(400, "bad_request", "the address holds a NUL character", hint="leave it out")
+            return Problem(422, "invalid_request", "the address holds a NUL character", hint="leave it out")
         if (size := headers.get("content-length", "")).isdecimal() and int(size) > self._limit(headers, path):
             return _too_large(self._limit(headers, path))
         origin = headers.get("origin")

@@ -257,8 +257,8 @@ def test_text_no_column_can_hold(http: httpx.Client) -> None:
         problem(http.post("/v1/studies", content=sent, headers=headers), 422, "invalid_request")
     fine = json.dumps({**body, "name": "\\u0000 😀 written out"})
     problem(http.post("/v1/studies", content=fine, headers=headers), 404, "model_unknown")
-    problem(http.get("/v1/studies?model=a%00b"), 400, "bad_request")
-    problem(http.get("/v1/models/a%00b"), 400, "bad_request")
+    problem(http.get("/v1/studies?model=a%00b"), 422, "invalid_request")
+    problem(http.get("/v1/models/a%00b"), 422, "invalid_request")
     problem(http.post("/v1/studies", content=b"\xff{}", headers=headers), 400, "bad_request")
     problem(http.post("/v1/studies", content=b"[" * 100_000, headers=headers), 400, "bad_request")
     problem(
