@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.bars import at_least, at_most, finish, print_table
 from kernels.estimate import estimate
-from kernels.hardware_profile import HardwareProfile, KernelSupport, Peak
+from kernels.hardware_profile import HardwareProfile, Peak
 from kernels.latency_table import LatencyTable
 from kernels.microbench import empty_table, measure_rows
 from kernels.op_shape import Conv2dShape, LinearShape, OpShape
@@ -78,7 +78,6 @@ def main() -> int:
 def published_t4(precision: Precision, key: str) -> list[Compared]:
     """The 19 convolutions of ResNet18 at batch 8, as HAWQ-V3's tuned kernels ran them."""
     profile = load_profile("t4")
-    profile = replace(profile, support={**profile.support, ("conv2d", INT4.name): KernelSupport("tuned")})
     found = []
     for layer in json.loads(HAWQ.read_text())["layers"]:
         kernel, size = layer["kernel"], layer["in_hw"]

@@ -17,6 +17,7 @@ from kernels.precision import FP32, Precision
 
 UNITS = {"TOPS": 1e12, "TFLOPS": 1e12, "GB/s": 1e9}
 US = 1e6
+FP16 = Precision("fp16")
 LAUNCH_US = {"gpu": 2.0}
 """Start and drain of one kernel inside a captured graph; 0 for devices whose runtimes call plain functions."""
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 32), (16, 64))
@@ -55,22 +56,28 @@ def estimate(profile: HardwareProfile, op: OpShape, precision: Precision) -> Est
 def bytes_moved(profile: HardwareProfile, op: OpShape, precision: Precision) -> float:
     """Bytes an op must read and write once: stored weights, its input, its output in the format the recipe leaves."""
     recipe = profile.recipes.get((op.kind, precision.name))
-    read = precision.activation_bits
-    written = read
+    precision = served_as(profile, op, precision)
+    read = written = precision.activation_bits
     if precision.is_weight_only:
         read = written = _float_bits(profile)
     elif recipe is not None and not recipe.output_quantized:
-        written = FP32.activation_bits
+        written = _float_bits(profile)
     if recipe is not None and recipe.activation is not None and recipe.activation.dynamic:
-        read = FP32.activation_bits
+        read = _float_bits(profile)
     weights = op.tokens * op.width if isinstance(op, EmbeddingShape) else op.weight_count
     return (weights * precision.weight_bits + op.input_elements * read + op.output_elements * written) / 8
+
+
+def served_as(profile: HardwareProfile, op: OpShape, precision: Precision) -> Precision:
+    """The format that a float pair is computed and stored in: GPUs serve full precision in half."""
+    support = profile.support.get((op.kind, precision.name))
+    return FP16 if precision.is_float and support is not None and support.via == "via_fp16" else precision
 
 
 def arithmetic(profile: HardwareProfile, op: OpShape, precision: Precision) -> str:
     """The name of the peak a pair computes at: `int8`, `int4`, `fp16`, `fp32`."""
     if precision.is_float:
-        return precision.name
+        return served_as(profile, op, precision).name
     if not precision.quantizes_activations:
         return "fp16" if profile.device.kind == "gpu" else FP32.name
     support = profile.support.get((op.kind, precision.name))
@@ -114,7 +121,7 @@ def _tiled_us(
 
 def conversion_us(profile: HardwareProfile) -> float:
     """Microseconds per activation element that is quantized or dequantized: a float and a code pass the memory."""
-    return (FP32.activation_bits + CODE_BITS) / 8 / _rate(profile, "memory", "memory") * US
+    return (_float_bits(profile) + CODE_BITS) / 8 / _rate(profile, "memory", "memory") * US
 
 
 def product_of(op: LinearShape | Conv2dShape) -> tuple[int, int, int, int]:
@@ -139,5 +146,5 @@ def _rate(profile: HardwareProfile, name: str, share: str) -> float:
 
 
 def _float_bits(profile: HardwareProfile) -> int:
-    """Width of the activations that a weight-only kernel reads."""
-    return 16 if profile.device.kind == "gpu" else FP32.activation_bits
+    """Width of the activations between integer layers."""
+    return (FP16 if profile.device.kind == "gpu" else FP32).activation_bits

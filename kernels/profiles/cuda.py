@@ -41,18 +41,20 @@ def cuda_profile(slug: str, device: DeviceIdentity, arch: str) -> HardwareProfil
 
 def _rows(arch: str) -> dict[Pair, tuple[KernelSupport, Recipe | None]]:
     gemm_s8 = "gemm_s8_wgmma" if arch == "sm_90a" else "gemm_s8"
-    gemm_w4a4 = "gemm_s4_native" if capability(arch, "w4a4") is Via.NATIVE else "gemm_w4a4"
+    native = capability(arch, "w4a4") is Via.NATIVE
+    gemm_w4a4, conv_w4a4 = ("gemm_s4_native", "conv_s4_native") if native else ("gemm_w4a4", "conv_w4a4")
 
     def ours(kernel: str, precision: str) -> KernelSupport:
         return KernelSupport(kernel, capability(arch, precision).value, verified=(kernel, arch) in _verified())
 
     return {
-        ("conv2d", "fp32"): (KernelSupport("torch"), None),
-        ("conv2d", "fp16"): (KernelSupport("torch"), None),
+        ("conv2d", "fp32"): (KernelSupport("torch fp16", Via.VIA_FP16.value), None),
+        ("conv2d", "fp16"): (KernelSupport("torch fp16"), None),
         ("conv2d", "w8a8"): (ours("conv_s8", "w8a8"), recipes.conv_symmetric_recipe(8, 8)),
-        ("conv2d", "w4a8"): (ours("conv_w4", "w4a8"), recipes.conv_symmetric_recipe(4, 8)),
-        ("linear", "fp32"): (KernelSupport("torch"), None),
-        ("linear", "fp16"): (KernelSupport("torch"), None),
+        ("conv2d", "w4a8"): (ours("conv_w4a8", "w4a8"), recipes.conv_symmetric_recipe(4, 8)),
+        ("conv2d", "w4a4"): (ours(conv_w4a4, "w4a4"), recipes.conv_symmetric_recipe(4, 4)),
+        ("linear", "fp32"): (KernelSupport("torch fp16", Via.VIA_FP16.value), None),
+        ("linear", "fp16"): (KernelSupport("torch fp16"), None),
         ("linear", "w8a8"): (ours(gemm_s8, "w8a8"), recipes.linear_symmetric_recipe(8, 8)),
         ("linear", "w4a8"): (ours("gemm_w4a8", "w4a8"), recipes.linear_symmetric_recipe(4, 8)),
         ("linear", "w4a4"): (ours(gemm_w4a4, "w4a4"), recipes.linear_symmetric_recipe(4, 4)),

@@ -19,7 +19,7 @@ from kernels.backends.cpu_profiles import onnxruntime_profile
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import NotMeasured
 from kernels.estimate import LAUNCH_US, arithmetic, bytes_moved, estimate, product_of
-from kernels.hardware_profile import HardwareProfile, KernelSupport, Peak
+from kernels.hardware_profile import Peak
 from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape
 from kernels.precision import FP32, Precision
 from kernels.profiles import shipped_names
@@ -31,14 +31,9 @@ INT8, INT4 = Precision("w8a8"), Precision("w4a4")
 SLEEPY = DeviceIdentity("cpu", "test CPU", 4, 1 << 33)
 
 
-def t4_with_int4_convolutions() -> HardwareProfile:
-    profile = load_profile("t4")
-    return replace(profile, support={**profile.support, ("conv2d", "w4a4"): KernelSupport("native")})
-
-
 def hawq_ratios(precision: Precision, key: str) -> np.ndarray[Any, Any]:
     """Estimated over published time of the 19 convolutions at batch 8."""
-    profile, ratios = t4_with_int4_convolutions(), []
+    profile, ratios = load_profile("t4"), []
     for layer in HAWQ["layers"]:
         kernel, size = layer["kernel"], layer["in_hw"]
         op = Conv2dShape(
@@ -127,7 +122,7 @@ def test_a_last_wave_that_is_not_full_costs_a_whole_one() -> None:
 def test_arithmetic_is_that_of_the_kernel_not_of_the_stored_bits() -> None:
     profile, op = load_profile("t4"), LinearShape(1, 64, 64)
     found = {name: arithmetic(profile, op, Precision(name)) for name in ("fp32", "w8a8", "w4a8", "w4a4", "w4a16-g128")}
-    assert found == {"fp32": "fp32", "w8a8": "int8", "w4a8": "int8", "w4a4": "int4", "w4a16-g128": "fp16"}
+    assert found == {"fp32": "fp16", "w8a8": "int8", "w4a8": "int8", "w4a4": "int4", "w4a16-g128": "fp16"}
     assert arithmetic(load_profile("h100"), op, INT4) == "int8"
     assert arithmetic(onnxruntime_profile(SLEEPY), op, Precision("w4a16-g32")) == "fp32"
 
@@ -136,7 +131,8 @@ def test_bytes_are_those_that_the_recipe_leaves() -> None:
     profile = load_profile("t4")
     conv, product = Conv2dShape(1, 16, 4, 4, 16, (1, 1)), LinearShape(2, 64, 32)
     assert bytes_moved(profile, conv, INT8) == 256 + 256 + 256
-    assert bytes_moved(profile, product, INT8) == 64 * 32 + 2 * 64 + 4 * 2 * 32
+    assert bytes_moved(profile, product, INT8) == 64 * 32 + 2 * 64 + 2 * 2 * 32
+    assert bytes_moved(profile, product, FP32) == 2 * (64 * 32 + 2 * 64 + 2 * 32), "full precision is served in half"
     assert bytes_moved(profile, product, Precision("w4a16-g128")) == 64 * 32 / 2 + 2 * (2 * 64 + 2 * 32)
     cpu = onnxruntime_profile(SLEEPY)
     assert bytes_moved(cpu, product, Precision("w8a8-dynamic")) == 64 * 32 + 4 * (2 * 64 + 2 * 32)

@@ -44,7 +44,7 @@ def test_it_says_that_it_is_an_estimate_and_which_kernels_never_ran() -> None:
     assert fit.loo_mape is None
     assert set(fit.row_statuses) == {"estimated"}
     assert "estimates" in fit.caveat
-    assert "not yet run on Tesla T4: conv_s8, conv_w4, gemm_" in fit.caveat
+    assert "not yet run on Tesla T4: conv_s4_native, conv_s8, conv_w4a8, gemm_" in fit.caveat
     assert "no run" in fit.accuracy
     again = LatencyFit.from_json(json.loads(json.dumps(fit.to_json())))
     assert again == fit
