@@ -92,6 +92,8 @@ def _tell_pool_processes(**_: object) -> None:
 @celery_app.task(name=RUN_STAGE)  # type: ignore[untyped-decorator]
 def run_stage(stage_id: str) -> None:
     """Do a stage if it is there to be done, then announce what became ready."""
+    if is_ending():
+        return  # the stage stays queued; its message is sent again
     own = parts()
     _pool_process.busy = True
     try:
