@@ -17,6 +17,7 @@ from kernels.backends.base import Backend, LoadedModel, OpFailed, Runnable, Time
 from kernels.backends.cuda_boundaries import overhead_arms
 from kernels.backends.cuda_contender import Contender, Prepared
 from kernels.backends.cuda_device import CudaDevice, DeviceClock
+from kernels.backends.cuda_driver import translated
 from kernels.backends.cuda_timing import (
     PROTOCOL,
     Copies,
@@ -132,7 +133,8 @@ class Cuda(Backend):
             if contender.why_not(op, precision) is not None:
                 continue
             try:
-                prepared = contender.prepare(layer, copies.weights, copies.inputs)
+                with translated(contender.name or "our kernels"):
+                    prepared = contender.prepare(layer, copies.weights, copies.inputs)
             except LEFT_OUT as error:
                 reasons[contender.name] = error.message
                 continue
@@ -154,5 +156,6 @@ class Cuda(Backend):
         return (*best, tried)
 
     def _impression(self, prepared: Prepared, variant: str, expected: Sample, copies: Copies) -> float:
-        prepared.check(variant, expected)
-        return first_impression_us(prepared, variant, copies)
+        with translated(variant or type(prepared).__name__):
+            prepared.check(variant, expected)
+            return first_impression_us(prepared, variant, copies)

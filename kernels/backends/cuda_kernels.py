@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,19 +104,23 @@ class BoundLaunch:
         self._epilogue = epilogue
         self._columns = columns
         self._work = work
-        self._function = device.function(launch.source, launch.tile, launch.defines, launch.shared_bytes)
         self._geometry = Geometry(launch.grid, (launch.threads, 1, 1), launch.shared_bytes)
-        self._partial = _zeros(device, launch.partial_bytes)
-        self._arrivals = _zeros(device, 4 * launch.arrivals)
+
+    @cached_property
+    def _function(self) -> Any:
+        return self._device.function(
+            self.launch.source, self.launch.tile, self.launch.defines, self.launch.shared_bytes
+        )
+
+    @cached_property
+    def _scratch(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        launch = self.launch
+        return _zeros(self._device, launch.partial_bytes), _zeros(self._device, 4 * launch.arrivals)
 
     def enqueue(self, x: torch.Tensor, out: torch.Tensor, copy: int = 0) -> None:
         """Run on packed activations `x` and write all of `out` (rows, columns)."""
-        operands = Operands(
-            x.data_ptr(),
-            self._weights[copy].data_ptr(),
-            0 if self._partial is None else self._partial.data_ptr(),
-            0 if self._arrivals is None else self._arrivals.data_ptr(),
-        )
+        partial, arrivals = (0 if each is None else each.data_ptr() for each in self._scratch)
+        operands = Operands(x.data_ptr(), self._weights[copy].data_ptr(), partial, arrivals)
         arguments = self.launch.arguments(operands, self._epilogue.arguments(out, self._columns))
         self._device.launch(self._function, self._geometry, arguments, self._work)
 

@@ -18,7 +18,7 @@ from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun
 
 Progress = Callable[[int, int], None]
-Build = Callable[[Mapping[str, str]], bytes]
+Build = Callable[[Mapping[str, str]], bytes | LoadedModel]
 _ANCHORS = 3
 END_TO_END = Protocol(long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2)
 """How whole models are timed: at the pace that they keep in service; short ones in samples of several calls. After
@@ -42,8 +42,9 @@ def measure_runs(
     A machine is a few per cent faster or slower from minute to minute. So that new times can stand beside known ones,
     the first known runs are timed once more and the new times are scaled by what these lost or gained since.
 
-    `build` turns the precisions of an assembly into the serialized model that would be deployed; it runs with the
-    profile's session options on `inputs`, one batch of the operating point.
+    `build` turns the precisions of an assembly into the serialized model that would be deployed, or into a network that
+    is ready to run (GPUs, see `search.latency.cuda_network`); it runs with the profile's session options on `inputs`, one
+    batch of the operating point.
     """
     seen = {frozenset(run.precisions.items()) for run in known}
     distinct = {frozenset(each.precisions.items()): each for each in reversed(assemblies)}
@@ -58,7 +59,10 @@ def measure_runs(
     loaded: dict[str, LoadedModel] = {}
     try:
         for name, precisions in arms:
-            loaded[name] = backend.load_model(build(precisions), point.threads, profile.session_options)
+            made = build(precisions)
+            if not isinstance(made, LoadedModel):
+                made = backend.load_model(made, point.threads, profile.session_options)
+            loaded[name] = made
         timings = measure_interleaved(
             {name: runner(model, inputs) for name, model in loaded.items()},
             threads=point.threads,

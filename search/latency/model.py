@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kernels.backends.base import Backend
+from kernels.backends.cuda import Cuda
 from kernels.hardware_profile import HardwareProfile
 from kernels.latency_table import LatencyTable
 from kernels.microbench import Refused, empty_table, measure_missing
@@ -21,6 +22,7 @@ from search.graph import Graph
 from search.groups import group_layers
 from search.latency.assemblies import CalibrationAssembly, calibration_assemblies
 from search.latency.coefficients import EndToEndRun
+from search.latency.cuda_network import network_builder
 from search.latency.fit import LatencyFit, fit_latency
 from search.latency.guided import guided_assemblies
 from search.latency.measure import Build, measure_runs, random_inputs
@@ -96,7 +98,11 @@ def measure_model(
     layers = {name for name, _, _ in kept}
     groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
 
-    build = builder(graph, candidates, profile)
+    build = (
+        network_builder(graph, candidates, shapes, backend.device, backend.clock(point.threads), table, point.threads)
+        if isinstance(backend, Cuda)
+        else builder(graph, candidates, profile)
+    )
 
     def fitted(assemblies: Sequence[CalibrationAssembly], known: Sequence[EndToEndRun] = ()) -> LatencyFit:
         runs = measure_runs(

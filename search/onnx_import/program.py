@@ -56,6 +56,20 @@ class Program:
         """The value of an initializer, a Constant node, or anything computed from them alone."""
         return self._constants[name]
 
+    def is_folded(self, index: int) -> bool:
+        """Whether a node depends on constants alone and was computed when the program was made."""
+        return index in self._folded
+
+    def compute(self, index: int, arguments: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        """What one node computes of given inputs, for callers that walk the graph themselves."""
+        return self._compute(index, arguments)
+
+    def use_channels_last(self) -> None:
+        """Store four-dimensional constants channels-last, as convolutions on a GPU want them."""
+        for name, tensor in self._constants.items():
+            if tensor.ndim == 4 and tensor.is_floating_point():
+                self._constants[name] = tensor.contiguous(memory_format=torch.channels_last)
+
     def run(
         self,
         inputs: Mapping[str, Tensor],

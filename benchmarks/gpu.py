@@ -1,0 +1,154 @@
+"""Everything that only a GPU can answer, in one call of less than nine minutes.
+
+    BITWRIGHT_RESULTS=folder python -m benchmarks.gpu
+
+Sections run one after another, each in a process of its own with a time limit, so that one that crashes the device's
+context or takes too long costs the others nothing: exactness of every kernel on random shapes, the same under
+compute-sanitizer where it is installed, speed against libraries, latency tables and whole networks. What each found is
+in `results.json`, the tables in `latency_table_*.json`, everything printed in `gpu.log`.
+
+It needs torch built for CUDA, numpy, scipy, onnx and cuda-core, no network, and no installed package: run it from the
+repository's root. `--dry-run` goes through every section with a fake device, in small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bars import Bar, at_least, finish, print_table
+from benchmarks.gpu_bench import Bench, connect
+from kernels.errors import KernelsError
+
+NO_GPU = 3
+"""Exit status when there is no GPU to measure."""
+RESULTS = "BITWRIGHT_RESULTS"
+DEADLINE_S = 525.0
+SANITIZER = "compute-sanitizer"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A named part with the most seconds it may take; `under` is a program that runs it."""
+
+    name: str
+    limit_s: float
+    under: tuple[str, ...] = ()
+
+
+SECTIONS = (
+    Section("exactness", 170.0),
+    Section("speed", 110.0),
+    Section("resnet50", 120.0),
+    Section("encoder", 100.0),
+    Section("sanitizer", 60.0, (SANITIZER, "--error-exitcode", "77")),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dry-run", action="store_true", help="every section with a fake device, in small")
+    parser.add_argument("--only", default="", help="sections whose name contains this text")
+    parser.add_argument("--section", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, default=None, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.section:
+        return run_section(options.section, options.folder, options.dry_run)
+    folder = Path(os.environ.get(RESULTS, "gpu-results"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        identity = str(connect(options.dry_run).device.identity)
+    except KernelsError as error:
+        print(f"nothing to measure: {error}")
+        return NO_GPU
+    print(f"device: {identity}", file=sys.stderr)
+    began = time.monotonic()
+    sections = [section for section in SECTIONS if options.only in section.name]
+    results = [_run(section, folder, began, options.dry_run) for section in sections]
+    bars = [Bar(**bar) for result in results for bar in result.get("bars", ())]
+    finished = sum(result["status"] in ("done", "not installed") for result in results)
+    bars.append(at_least("sections finished", float(finished), "sections", float(len(results))))
+    seconds = time.monotonic() - began
+    document = {"device": identity, "dry_run": options.dry_run, "seconds": seconds, "sections": results}
+    (folder / "results.json").write_text(json.dumps(document, indent=1))
+    rows = [(bar.name, bar.value, bar.unit, bar.goal, "yes" if bar.holds else "NO") for bar in bars]
+    print_table(("bar", "value", "unit", "goal", "holds"), rows)
+    for result in results:
+        print(
+            f"{result['section']}: {result['status']} in {result['seconds']:.0f} s {result.get('reason', '')}".rstrip()
+        )
+    return finish("gpu", bars, device=identity, dry_run=options.dry_run)
+
+
+def _run(section: Section, folder: Path, began: float, dry_run: bool) -> dict[str, Any]:
+    """One section in a process of its own; whatever becomes of it is an entry of the results."""
+    left = DEADLINE_S - (time.monotonic() - began)
+    if section.under and shutil.which(section.under[0]) is None:
+        return _ended(section, "not installed", 0.0, f"{section.under[0]} is not on PATH")
+    if left < 5.0:
+        return _ended(section, "skipped", 0.0, "no time was left")
+    command = [*section.under, sys.executable, "-m", "benchmarks.gpu", "--section", section.name, "--folder"]
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, (folder / "gpu.log").open("a") as log:
+        log.write(f"\n=== {section.name}\n")
+        log.flush()
+        limit = min(section.limit_s, left)
+        environment = {**os.environ, "BITWRIGHT_SECTION_S": str(0.9 * limit)}
+        try:
+            done = subprocess.run(
+                [*command, scratch, *(["--dry-run"] if dry_run else [])],
+                stdout=log, stderr=log, timeout=limit, check=False, env=environment,
+            )  # fmt: skip
+            status, reason = ("done", "") if done.returncode == 0 else ("failed", f"exit status {done.returncode}")
+        except subprocess.TimeoutExpired:
+            status, reason = "timed out", f"after {limit:.0f} s"
+        seconds = time.monotonic() - start
+        for table in Path(scratch).glob("latency_table_*.json"):
+            shutil.copyfile(table, folder / table.name)
+        found = Path(scratch) / "section.json"
+        kept = json.loads(found.read_text()) if found.exists() else {}
+    print(f"{section.name}: {status} in {seconds:.0f} s {reason}", file=sys.stderr)
+    return {**_ended(section, status, seconds, reason or kept.pop("reason", "")), **kept}
+
+
+def _ended(section: Section, status: str, seconds: float, reason: str) -> dict[str, Any]:
+    return {"section": section.name, "status": status, "seconds": seconds, "reason": reason}
+
+
+def run_section(name: str, folder: Path, dry_run: bool) -> int:
+    """The child's side: run a section, writing what it has after every step."""
+    from benchmarks import gpu_exactness, gpu_speed, gpu_validation
+
+    work: dict[str, Callable[[Bench], None]] = {
+        "exactness": gpu_exactness.exactness,
+        "sanitizer": gpu_exactness.few_of_each,
+        "speed": gpu_speed.speed,
+        "resnet50": gpu_validation.validate_resnet50,
+        "encoder": gpu_validation.validate_encoder,
+    }
+    bench = connect(dry_run)
+    bench.folder = folder
+    bench.seconds = float(os.environ.get("BITWRIGHT_SECTION_S", "60"))
+    try:
+        work[name](bench)
+    except KernelsError as error:
+        bench.note("reason", f"{error.code}: {error}")
+        bench.save()
+        print(f"{error.code}: {error}", file=sys.stderr)
+        return 1
+    bench.save()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

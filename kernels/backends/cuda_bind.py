@@ -1,0 +1,111 @@
+"""Bound ops: one layer's real weights on the device, ready to be part of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kernels.backends.cuda_contender import upload, work_of
+from kernels.backends.cuda_device import CudaDevice, Work
+from kernels.backends.cuda_kernels import OUTPUT_TYPES, BoundLaunch, epilogue_of, output_rows, pack, weight_codes
+from kernels.cuda.epilogue import Output
+from kernels.cuda.launch import Reads, launches
+from kernels.errors import NotMeasured
+from kernels.op_shape import Conv2dShape, LinearShape
+from kernels.random_layer import RandomLayer
+
+INT_MM = "torch._int_mm"
+
+
+@dataclass(frozen=True)
+class BoundOp:
+    """`run` takes activations in the form `reads` names, one row per sample or pixel, and gives (rows, channels).
+
+    `leaves_codes`: int8 codes of the layer's output quantizer, whose rows have a pitch of a multiple of 4; else halves.
+    """
+
+    kernel: str
+    reads: Reads
+    leaves_codes: bool
+    run: Callable[[torch.Tensor], torch.Tensor]
+
+
+def pitch_of(columns: int) -> int:
+    """Bytes from pixel to pixel of int8 activations: what convolutions expect."""
+    return -(-columns // 4) * 4
+
+
+def bind(device: CudaDevice, layer: RandomLayer, preferred: Sequence[str], relu: bool = False) -> BoundOp:
+    """The layer by the first kernel of `preferred` that can be bound: names as in a latency table's rows.
+
+    With `relu` codes below zero become zero. Raises `NotMeasured` (`kernel_unknown`) when none of them can be.
+    """
+    output = Output.S8 if isinstance(layer.op, Conv2dShape) else Output.F16
+    found = {
+        each.name: each for each in launches(layer.op, layer.precision, device.arch, device.identity.cores, output)
+    }
+    for name in preferred:
+        if name == INT_MM:
+            return _int_mm(device, layer)
+        if name not in found:
+            continue
+        launch = found[name]
+        packed = pack(launch, layer)
+        rows, columns = output_rows(layer.op)
+        leaves_codes = output is Output.S8
+        ld_out = pitch_of(columns) if leaves_codes else columns
+        bound = BoundLaunch(
+            device,
+            launch,
+            upload(device, packed.data),
+            epilogue_of(device, layer, output, relu, packed.channel_scale),
+            ld_out,
+            work_of(layer),
+        )
+
+        def run(x: torch.Tensor, bound: BoundLaunch = bound, shape: tuple[int, int] = (rows, ld_out)) -> torch.Tensor:
+            out = torch.empty(shape, dtype=OUTPUT_TYPES[output], device=device.torch_device)
+            bound.enqueue(x, out)
+            return out
+
+        return BoundOp(launch.name, launch.reads, leaves_codes, run)
+    raise NotMeasured(
+        f"none of {', '.join(preferred) or 'no kernels'} can be bound for {layer.op.signature} in {layer.precision}",
+        hint=f"there are {', '.join(found) or 'none'}; measure the row again with this version",
+        code="kernel_unknown",
+    )
+
+
+def _int_mm(device: CudaDevice, layer: RandomLayer) -> BoundOp:
+    assert isinstance(layer.op, LinearShape)
+    assert layer.weight_scale is not None
+    weight = upload(device, weight_codes(layer))[0]
+    scale = upload(device, (np.float32(layer.input_scale) * layer.weight_scale).astype(np.float32))[0]
+    bias = None if layer.bias is None else upload(device, layer.bias.astype(np.float32))[0]
+    work = work_of(layer)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        sums = torch._int_mm(x, weight.t())
+        return (sums * scale if bias is None else torch.addcmul(bias, sums, scale)).to(torch.float16)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        made = device.run_torch(INT_MM, lambda: product(x), work)
+        assert isinstance(made, torch.Tensor)
+        return made
+
+    return BoundOp(INT_MM, Reads.CODES, False, run)
+
+
+def pack_nibbles(device: CudaDevice, codes: torch.Tensor) -> torch.Tensor:
+    """Codes (rows, K) in [-8, 7] as `kernels.cuda.packing.pack_int4` lays them out, by three torch operations."""
+
+    def packed() -> torch.Tensor:
+        words = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 64)).view(codes.shape[0], -1, 8)
+        return ((words[..., :4] & 15) | (words[..., 4:] << 4)).view(codes.shape[0], -1)
+
+    made = device.run_torch("pack_nibbles", packed, Work(moved_bytes=1.5 * codes.numel()))
+    assert isinstance(made, torch.Tensor)
+    return made
