@@ -54,7 +54,9 @@ def verdict(spec: Mapping[str, Any], path: Path, progress: Callable[[int, int, s
 
 def _give_layers(document: dict[str, Any], chosen: str | None, metric: str) -> None:
     """The layers' precisions and reasons follow the winner, which the loss need not have put first."""
-    precisions = next((row["precisions"] for row in document["assemblies"] if row["name"] == chosen), {})
+    precisions: dict[str, str] = next(
+        (row["precisions"] for row in document["assemblies"] if row["name"] == chosen), {}
+    )
     for layer in document["layers"]:
         precision = precisions.get(layer["name"], "fp32")
         if layer["group"] is not None and precision != layer["precision"]:

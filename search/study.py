@@ -154,17 +154,15 @@ def _parse_evaluator(data: Any) -> Evaluator | None:
             return None
         case {"metric": str() as metric, **rest} if metric and set(rest) <= {"higher_is_better", "tolerance"}:
             higher, tolerance = rest.get("higher_is_better", True), rest.get("tolerance")
-            if isinstance(higher, bool) and (tolerance is None or (_is_number(tolerance) and tolerance >= 0)):
-                return Evaluator(metric, higher, None if tolerance is None else float(tolerance))
+            if isinstance(higher, bool) and tolerance is None:
+                return Evaluator(metric, higher)
+            if isinstance(higher, bool) and isinstance(tolerance, (int, float)) and 0 <= tolerance < math.inf:
+                return Evaluator(metric, higher, float(tolerance))
     raise BadSubmission(
         f"{data!r} is not an evaluator",
         hint='write {"metric": "mAP", "higher_is_better": true, "tolerance": 0.005}',
         code="bad_study",
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _parse_tolerance(data: Any) -> Tolerance:

@@ -12,6 +12,7 @@ from search.allocation.problem import Allocation, AllocationProblem, FrontPoint,
 from search.allocation.question import Question, by_layer
 from search.planning.baselines import uniform_precisions
 from search.planning.costs import TargetCosts
+from search.planning.lookup import lookup_document
 from search.planning.plan import PlannedAssembly, Source
 from search.planning.problem import build_problem
 from search.sensitivity.estimate import Sensitivity
@@ -30,8 +31,8 @@ class SolvedTarget:
     """Everything worth building for one target.
 
     `limits` are the budgets in their own units (`latency_ms`, …). `front` is the Pareto front of the first metric,
-    `front_metric`, over `front_resource`. `full_precision` holds its costs. `groups` lists the layers of each
-    group the front names. `infeasible` is set when no metric's problem has an answer under the budgets.
+    `front_metric`, over `front_resource`. `full_precision` holds its costs. `lookup` is the front as budgets are
+    looked up in it. `infeasible` is set when no metric's problem has an answer under the budgets.
     """
 
     plans: tuple[PlannedAssembly, ...]
@@ -40,7 +41,7 @@ class SolvedTarget:
     front_resource: str
     front: tuple[FrontPoint, ...]
     full_precision: Mapping[str, float]
-    groups: Mapping[str, tuple[str, ...]]
+    lookup: Mapping[str, Any]
     infeasible: Infeasible | None
 
     def to_json(self) -> dict[str, Any]:
@@ -49,7 +50,7 @@ class SolvedTarget:
             "full_precision": dict(self.full_precision),
             "front_metric": self.front_metric,
             "front_resource": self.front_resource,
-            "groups": {name: list(layers) for name, layers in self.groups.items()},
+            "lookup": dict(self.lookup),
             "front": [asdict(point) for point in self.front],
             "infeasible": None if self.infeasible is None else asdict(self.infeasible),
         }
@@ -90,8 +91,8 @@ def plan_target(costs: TargetCosts, question: Question, target: Target, study: S
         plans += _front_plans(front, resource, limits, leading, bounded[leading], study)
     elif infeasible.nearest is not None:
         plans.append(_allocated("nearest", Source.METRIC, leading, infeasible.nearest, first))
-    groups = {group.name: group.layers for group in first.groups}
-    return SolvedTarget(tuple(plans), limits, leading, resource, front, question.full_precision(), groups, infeasible)
+    lookup = lookup_document(problems[leading], resource, front)
+    return SolvedTarget(tuple(plans), limits, leading, resource, front, question.full_precision(), lookup, infeasible)
 
 
 def tightened(

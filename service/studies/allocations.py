@@ -2,7 +2,7 @@
 
 | asked                                             | answered by                                                  |
 |---------------------------------------------------|--------------------------------------------------------------|
-| one budget on the stored front's resource         | a look-up in this process, at once                           |
+| one budget, and the stored front is close enough  | a look-up in this process, at once                           |
 | any other budgets on one of the study's targets   | a solve of the stored question by a worker, without model    |
 | a new hardware profile or operating point         | the stages that are missing for it, then the same            |
 """
@@ -127,7 +127,8 @@ def _ask(session: Session, parts: Parts, study_id: str, body: AllocationRequest)
         solved = _solved(session, study, position)
         plans = read_plans(parts.blobs, solved[PLANS])
         metric = body.metric or _winning_metric(study, position, plans)
-        if not body.exact and (result := look_up(plans, target["budgets"], metric)) is not None:
+        result = look_up(plans, target["budgets"], metric)
+        if result is not None and result["gap"] <= body.within:
             return _enter(session, study, position, target, metric, "front", result=result)
         counted = COUNTED | set(study.spec["targets"][position]["budgets"])
         if QUESTION in solved and set(target["budgets"]) <= counted:

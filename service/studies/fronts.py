@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +17,8 @@ from service.blobs import Blobs
 UNITS = {"latency_us": ("latency_ms", 1000.0), "size_bytes": ("size_bytes", 1.0)}
 """Per front resource: the budget's name and how many of the front's units one of the budget's is."""
 CACHED_PLANS = 64
+COST, LOSS, GAP, CHOICES = range(4)
+"""What a point of a look-up holds; choices are one base-36 digit per group."""
 
 
 @lru_cache(maxsize=CACHED_PLANS)
@@ -33,31 +35,30 @@ def look_up(plans: Mapping[str, Any], budgets: Mapping[str, Any], metric: str | 
     That is: other metrics, other resources or several, budgets relative to what is reachable, and budgets below all of
     the front.
     """
-    front = plans["front"]
+    points = plans["lookup"]["points"]
     name, unit = UNITS.get(plans["front_resource"], ("", 1.0))
-    if not front or set(budgets) != {name} or metric not in (None, plans["front_metric"]):
+    if not points or set(budgets) != {name} or metric not in (None, plans["front_metric"]):
         return None
     limit = _limit(budgets[name], plans["full_precision"].get(name))
     if limit is None:
         return None
-    at = bisect_right([point["cost"] for point in front], limit * unit) - 1
+    at = bisect_right(points, limit * unit, key=lambda point: point[COST]) - 1
     if at < 0:
         return None
-    point = front[at]
-    bound = _bound(front[min(at + 1, len(front) - 1)])
-    layers = plans.get("groups", {})
+    point, bound = points[at], _bound(points[min(at + 1, len(points) - 1)])
+    smallest = min((each[LOSS] for each in points if each[LOSS] > 0), default=1.0)
     return {
         "metric": plans["front_metric"],
         "limits": {name: limit},
         "precisions": {
             layer: precision
-            for group, precision in point["precisions"].items()
-            if precision != "fp32"
-            for layer in layers.get(group, [group])
+            for group, code in zip(plans["lookup"]["groups"], point[CHOICES], strict=True)
+            if (precision := group["precisions"][int(code, 36)]) != "fp32"
+            for layer in group["layers"]
         },
-        "predicted": {name: point["cost"] / unit},
-        "surrogate_loss": point["loss"],
-        "gap": _gap(point["loss"], bound, min((each["loss"] for each in front if each["loss"] > 0), default=1.0)),
+        "predicted": {name: point[COST] / unit},
+        "surrogate_loss": point[LOSS],
+        "gap": max(0.0, (point[LOSS] - bound) / max(abs(bound), smallest)),
         "infeasible": None,
     }
 
@@ -71,12 +72,7 @@ def _limit(budget: Any, full_precision: float | None) -> float | None:
     return None
 
 
-def _bound(point: Mapping[str, Any]) -> float:
+def _bound(point: Sequence[Any]) -> float:
     """A proven lower bound of the loss at this point's cost: its gap is relative to the bound."""
-    gap = float(point.get("gap", 0.0))
-    loss = float(point["loss"])
-    return loss / (1 + gap) if loss > 0 else loss
-
-
-def _gap(loss: float, bound: float, smallest: float) -> float:
-    return max(0.0, (loss - bound) / max(abs(bound), smallest))
+    loss = float(point[LOSS])
+    return loss / (1 + float(point[GAP])) if loss > 0 else loss

@@ -136,14 +136,15 @@ class PlaceRequest(Strict):
 class AllocationRequest(Strict):
     """A new question to a solved study: budgets on one of its targets (by position), or on a new place.
 
-    By default one budget on the front's resource is answered at once from the stored front, with the proven gap to the
-    optimum; `exact` has it solved. `metric` names the sensitivity to solve from (default: what won the verdict).
+    One budget on the front's resource is answered at once from the stored front where its proven gap to the optimum is
+    at most `within`; everything else is solved. `metric` names the sensitivity to solve from (default: what won the
+    verdict).
     """
 
     target: Annotated[int, Field(ge=0, lt=MAX_TARGETS, strict=True)] | PlaceRequest = 0
     budgets: dict[Resource, BudgetValue] = Field(min_length=1)
     metric: Annotated[str, Field(min_length=1, max_length=64)] | None = None
-    exact: Annotated[bool, Field(strict=True)] = False
+    within: Annotated[FiniteFloat, Field(ge=0, strict=True)] = 0.1
 
 
 class FinalistResult(Strict):

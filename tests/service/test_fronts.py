@@ -10,13 +10,16 @@ from service.studies.fronts import look_up
 
 LOSSES = [(1000.0, 8.0), (2000.0, 4.0), (3000.0, 1.0), (4000.0, 0.0)]
 PLANS: dict[str, Any] = {
-    "front": [
-        {"cost": cost, "loss": loss, "gap": 0.0, "precisions": {"g0": "w8a8", "g1": "fp32"}} for cost, loss in LOSSES
-    ],
+    "lookup": {
+        "groups": [
+            {"layers": ["a", "tied"], "precisions": ["fp32", "w8a8"]},
+            {"layers": ["b"], "precisions": ["fp32"]},
+        ],
+        "points": [[cost, loss, 0.0, "10"] for cost, loss in LOSSES],
+    },
     "front_resource": "latency_us",
     "front_metric": "kl",
     "full_precision": {"latency_ms": 5.0, "size_bytes": 100.0},
-    "groups": {"g0": ["a", "tied"], "g1": ["b"]},
 }
 
 
@@ -40,8 +43,8 @@ def test_the_dearest_point_within_the_budget(budget: Any, limit: float, loss: fl
 
 
 def test_the_gap_counts_what_the_front_itself_may_miss() -> None:
-    front = [{**point, "gap": 0.25} for point in PLANS["front"]]
-    found = look_up({**PLANS, "front": front}, {"latency_ms": 2.5}, "kl")
+    points = [[cost, loss, 0.25, choices] for cost, loss, _, choices in PLANS["lookup"]["points"]]
+    found = look_up({**PLANS, "lookup": {**PLANS["lookup"], "points": points}}, {"latency_ms": 2.5}, "kl")
     assert found is not None
     assert found["gap"] == pytest.approx((4.0 - 0.8) / 1.0)
 
@@ -61,4 +64,4 @@ def test_what_only_a_solve_can_tell(budgets: dict[str, Any], metric: str | None)
 
 
 def test_an_empty_front_answers_nothing() -> None:
-    assert look_up({**PLANS, "front": []}, {"latency_ms": 2.0}, None) is None
+    assert look_up({**PLANS, "lookup": {"groups": [], "points": []}}, {"latency_ms": 2.0}, None) is None

@@ -195,6 +195,10 @@ def plans(target: dict[str, Any], latency: float) -> dict[str, Any]:
     return {
         "plans": [plan], "limits": {"latency_ms": 1.8}, "front": front, "front_resource": "latency_us",
         "front_metric": "gauss_newton", "full_precision": {"latency_ms": 3.0, "size_bytes": 40_000}, "infeasible": None,
+        "lookup": {
+            "groups": [{"layers": ["a"], "precisions": ["w4a8"]}, {"layers": ["b"], "precisions": ["w8a8"]}],
+            "points": [[point["cost"], point["loss"], 0.0, "00"] for point in front],
+        },
         "same_as": {}, "hardware": target["hardware"],
     }  # fmt: skip
 
