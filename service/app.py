@@ -29,6 +29,7 @@ from service.settings import Settings, process_settings
 from service.store.database import Database
 from service.studies.compare import router as compare
 from service.studies.router import router as studies
+from service.studies.unchanged import UnchangedPolls
 from service.version import VERSION
 from service.workers.router import router as workers
 
@@ -76,6 +77,7 @@ def create_app(settings: Settings | None = None, *, send: Sender | None = None) 
     install_dashboard(app)
     install_access(app)
     install_error_handlers(app)
+    app.add_middleware(UnchangedPolls, settings=settings, database=database)
     install_metrics(app, settings, database)
     app.add_middleware(Gateway, settings=settings)
 

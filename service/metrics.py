@@ -171,6 +171,7 @@ class RequestMeter:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -193,8 +194,13 @@ class RequestMeter:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         method, route = scope["method"], _route(scope)
-        self._metrics.requests.labels(method, route, status).inc()
-        self._metrics.request_seconds.labels(method, route).observe(seconds)
+        children = self._children.get((method, route, status))
+        if children is None:  # finding them by their labels costs as much as all the rest here
+            requests = self._metrics.requests.labels(method, route, status)
+            children = requests, self._metrics.request_seconds.labels(method, route)
+            self._children[method, route, status] = children
+        children[0].inc()
+        children[1].observe(seconds)
         # Polls that find nothing new and scrapes would drown the rest.
         level = logging.DEBUG if status == 304 or route in ("/metrics", "/healthz") else logging.INFO
         if log.isEnabledFor(level):

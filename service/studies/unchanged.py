@@ -57,7 +57,7 @@ class UnchangedPolls:
             await self._app(scope, receive, send)
             return
         known = next((value for name, value in scope["headers"] if name == b"if-none-match"), None)
-        answer = self._answers.get(study_id)
+        answer = None if scope["query_string"] else self._answers.get(study_id)
         if answer is not None and known == answer.etag and time.monotonic() - answer.at < FRESH_S:
             if await self._versions.of(study_id) == answer.version:
                 scope["route"], scope["path_params"] = _ROUTE, {"study_id": study_id}
@@ -67,8 +67,8 @@ class UnchangedPolls:
         await self._app(scope, receive, self._noting(study_id, send))
 
     def _polled(self, scope: Scope) -> str | None:
-        """The study a plain GET asks for; None for every other request."""
-        if not self._is_open or scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"]:
+        """The study a GET asks for; None for every other request."""
+        if not self._is_open or scope["type"] != "http" or scope["method"] != "GET":
             return None
         match = _PATH.fullmatch(scope["path"])
         return None if match is None else match.group(1)
