@@ -134,7 +134,8 @@ def _function(name: str, body: str, registers: int) -> Function:
             found.append(opcodes[at])
             callee = labels.get(targets.get(at, ""))
             if opcodes[at].startswith("CALL") and callee is not None:
-                returns = next(i for i in range(callee, len(opcodes)) if opcodes[i].startswith("RET"))
+                behind = range(callee, len(opcodes))
+                returns = next((i for i in behind if opcodes[i].startswith("RET")), len(opcodes) - 1)
                 found += opcodes[callee : returns + 1]
         return tuple(found)
 
