@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -61,7 +61,10 @@ def main() -> int:
 
 def poll_bars(folder: Path, rounds: int, round_s: float) -> list[Bar]:
     """Polls against hello, round by round; the ratio is the median of the rounds' ratios."""
-    with _hello() as hello_port, _api(Settings(data_folder=folder / "polls", port=_free_port())) as (api_port, api):
+    with (
+        _hello() as hello_port,
+        api_process(Settings(data_folder=folder / "polls", port=free_port())) as (api_port, api),
+    ):
         polls = _poll_requests(api_port)
         hellos = [[request_bytes(hello_port, "/hello")]] * CONNECTIONS
         put_load(hello_port, hellos, 0.5)
@@ -101,8 +104,8 @@ def list_bars(folder: Path) -> list[Bar]:
     with contextlib.ExitStack() as stack:
         databases = {"sqlite": "", "postgresql": stack.enter_context(_postgresql())}
         for name, url in databases.items():
-            settings = Settings(data_folder=folder / name, database_url=url, port=_free_port())
-            with _api(settings, _fill) as (port, _):
+            settings = Settings(data_folder=folder / name, database_url=url, port=free_port())
+            with api_process(settings, _fill) as (port, _):
                 with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
                     cursor = http.get("/v1/studies?limit=200").json()["next_cursor"]
                 pages = {
@@ -191,7 +194,9 @@ def _fill(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def _api(settings: Settings, prepare: object = None) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def api_process(
+    settings: Settings, prepare: Callable[[Settings], None] | None = None
+) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """`bitwright-server api` as a process of its own, on a migrated database with one worker announced."""
     database = Database(settings.resolved_database_url)
     migrate(database)
@@ -206,7 +211,7 @@ def _api(settings: Settings, prepare: object = None) -> Iterator[tuple[int, subp
             profiles=[{"slug": "cpu-1", "device": {"name": "cpu"}}],
         )
     database.close()
-    if callable(prepare):
+    if prepare is not None:
         prepare(settings)
     environment = {**os.environ, **settings.as_environment(), "BITWRIGHT_LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "workers.server_cli", "api"]
@@ -216,7 +221,7 @@ def _api(settings: Settings, prepare: object = None) -> Iterator[tuple[int, subp
 
 @contextlib.contextmanager
 def _hello() -> Iterator[int]:
-    port = _free_port()
+    port = free_port()
     with _process([sys.executable, "-c", HELLO.replace("{port}", str(port))], port, "/hello", dict(os.environ)):
         yield port
 
@@ -257,7 +262,7 @@ def _postgresql() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
 
