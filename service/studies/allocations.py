@@ -127,7 +127,7 @@ def _ask(session: Session, parts: Parts, study_id: str, body: AllocationRequest)
         solved = _solved(session, study, position)
         plans = read_plans(parts.blobs, solved[PLANS])
         metric = body.metric or _winning_metric(study, position, plans)
-        result = look_up(plans, target["budgets"], metric)
+        result = None if body.exact else look_up(plans, target["budgets"], metric)
         if result is not None and result["gap"] <= body.within:
             return _enter(session, study, position, target, metric, "front", result=result)
         counted = COUNTED | set(study.spec["targets"][position]["budgets"])

@@ -137,7 +137,7 @@ class AllocationRequest(Strict):
     """A new question to a solved study: budgets on one of its targets (by position), or on a new place.
 
     One budget on the front's resource is answered at once from the stored front where its proven gap to the optimum is
-    at most `within`; everything else is solved. `metric` names the sensitivity to solve from (default: what won the
+    at most `within`; everything else is solved, and with `exact` that too. `metric` names the sensitivity to solve from (default: what won the
     verdict).
     """
 
@@ -145,6 +145,7 @@ class AllocationRequest(Strict):
     budgets: dict[Resource, BudgetValue] = Field(min_length=1)
     metric: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     within: Annotated[FiniteFloat, Field(ge=0, strict=True)] = 0.1
+    exact: Annotated[bool, Field(strict=True)] = False
 
 
 class FinalistResult(Strict):

@@ -61,7 +61,7 @@ def test_allocations_come_from_the_front_or_from_a_solve_and_never_from_a_scan(
     assert share["result"]["limits"] == {"latency_ms": 1.5}, "half of full precision's 3 ms"
     assert work_off(worker, database) == [], "nothing was asked of a worker"
 
-    exact = ask(http, study, budgets={"latency_ms": 1.45})
+    exact = ask(http, study, budgets={"latency_ms": 1.45}, within=1.0, exact=True)
     assert (exact.status_code, exact.json()["origin"], exact.json()["state"]) == (202, "solved", "queued")
     assert work_off(worker, database) == ["answer"]
     again = http.get(exact.headers["location"]).json()
