@@ -137,8 +137,8 @@ class AllocationRequest(Strict):
     """A new question to a solved study: budgets on one of its targets (by position), or on a new place.
 
     One budget on the front's resource is answered at once from the stored front where its proven gap to the optimum is
-    at most `within`; everything else is solved, and with `exact` that too. `metric` names the sensitivity to solve from (default: what won the
-    verdict).
+    at most `within`; everything else is solved, and with `exact` that too. `metric` names the sensitivity to solve from
+    (default: what won the verdict).
     """
 
     target: Annotated[int, Field(ge=0, lt=MAX_TARGETS, strict=True)] | PlaceRequest = 0
