@@ -58,6 +58,9 @@ def run(
     threads: Threads = 1,
     dims: Dims = None,
     pin: Annotated[list[str] | None, typer.Option(help="Fix a layer: name=precision.")] = None,
+    estimates: Annotated[
+        bool, typer.Option("--estimates", help="Estimate latency on hardware that is not at hand; the verdict says so.")
+    ] = False,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Folder for the report and the artifacts.")] = Path("bitwright-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON.")] = False,
@@ -74,7 +77,7 @@ def run(
     spec = {
         "targets": [{**target, "hardware": name} for name in hardware or ["cpu-local"]],
         "seed": seed,
-        "options": {"pins": _pairs(pin or [], str)},
+        "options": {"pins": _pairs(pin or [], str), "estimates": estimates},
     }
     with tempfile.TemporaryDirectory(prefix="bitwright-") as scratch:
         folder = Path(scratch)

@@ -35,7 +35,7 @@ MOST_PADDING = 1.25
 LEAST_STEPS = 4
 """Steps of K that a slice should have: fewer do not pay for gathering the sums."""
 MOST_SLICES = 16
-DEPTHWISE: Defines = {"THREADS_C": 16, "THREADS_P": 8, "PIXELS": 4, "OUTPUT": int(Output.S8)}
+_DEPTHWISE: Defines = {"THREADS_C": 16, "THREADS_P": 8, "PIXELS": 4, "OUTPUT": int(Output.S8)}
 
 
 def _tile(m: int, n: int, warps_m: int, warps_n: int, stages: int, align: int) -> Defines:
@@ -56,6 +56,11 @@ TILES: dict[str, Defines] = {
 }
 """Pixels x channels of one block's output, by what they copy. All write int8 codes unless `OUTPUT` is given anew."""
 
+DEPTHWISE_TILES: dict[str, Defines] = {
+    "64 channels": {**_DEPTHWISE, "ALIGN_X": WORDS},
+    "64 channels-bytes": {**_DEPTHWISE, "ALIGN_X": BYTES},
+}
+
 _MMA_S8 = ("mma.m16n8k32.s8", "mma.m8n8k16.s8")
 _MMA_S4 = ("mma.m16n8k64.s4", "mma.m8n8k32.s4")
 
@@ -69,7 +74,7 @@ CONV_S8 = KernelSource("conv_s8", "conv_s8.cu", "conv_s8", TILES, _MMA_S8)
 CONV_W4A8 = KernelSource("conv_w4a8", "conv_w4.cu", "conv_w4", _with_step("ConvW4A8"), _MMA_S8)
 CONV_W4A4 = KernelSource("conv_w4a4", "conv_w4.cu", "conv_w4", _with_step("ConvW4A4", "64x64"), _MMA_S8)
 CONV_S4_NATIVE = KernelSource("conv_s4_native", "conv_w4.cu", "conv_w4", _with_step("ConvS4", "64x64"), _MMA_S4)
-CONV_DEPTHWISE = KernelSource("conv_depthwise", "conv_depthwise.cu", "conv_depthwise", {"64c": DEPTHWISE})
+CONV_DEPTHWISE = KernelSource("conv_depthwise", "conv_depthwise.cu", "conv_depthwise", DEPTHWISE_TILES)
 SOURCES = (CONV_S8, CONV_W4A8, CONV_W4A4, CONV_S4_NATIVE, CONV_DEPTHWISE)
 
 
@@ -186,7 +191,7 @@ def fitting_tiles(op: Conv2dShape, precision: Precision, arch: str, ld_x: int | 
     """Tiles that can run an op, for whoever measures which is fastest: of its alignment, not far too large for it."""
     source = _source(op, precision, arch)
     if source is CONV_DEPTHWISE:
-        return list(source.tiles)
+        return [_plan_depthwise(op, ld_x).tile]
     align = _reading(op, source, ld_x).align
     rows, columns = op.batch * math.prod(op.out_size), op.out_channels // op.groups
     sizes = {name: (int(t["BLOCK_M"]), int(t["BLOCK_N"])) for name, t in TILES.items() if t["ALIGN_X"] == align}
@@ -204,7 +209,7 @@ def plan_convolution(
     """
     source = _source(op, precision, arch)
     if source is CONV_DEPTHWISE:
-        return _plan_depthwise(op, ld_x or _round_up(op.in_channels, WORD_BYTES))
+        return _plan_depthwise(op, ld_x)
     reading = _reading(op, source, ld_x)
     steps = math.ceil(op.kernel[0] * op.kernel[1] * reading.tap_bytes / x_bytes(source))
     rows, columns = op.batch * math.prod(op.out_size), op.out_channels // op.groups
@@ -336,15 +341,18 @@ def _slices(blocks: int, steps: int, cores: int) -> int:
     return max(1, min(cores // blocks, steps // LEAST_STEPS, MOST_SLICES))
 
 
-def _plan_depthwise(op: Conv2dShape, ld_x: int) -> ConvPlan:
-    shape = DEPTHWISE
+def _plan_depthwise(op: Conv2dShape, ld_x: int | None) -> ConvPlan:
+    ld_x = ld_x or _round_up(op.in_channels, WORD_BYTES)
+    by_words = op.out_channels == op.in_channels and ld_x % WORD_BYTES == 0
+    tile = next(name for name, macros in DEPTHWISE_TILES.items() if macros["ALIGN_X"] == (WORDS if by_words else BYTES))
+    shape = DEPTHWISE_TILES[tile]
     threads_c, threads_p, pixels = (int(shape[name]) for name in ("THREADS_C", "THREADS_P", "PIXELS"))
     height, width = op.out_size
     pieces = op.batch * height * math.ceil(width / pixels)
     return ConvPlan(
         op=op,
         source=CONV_DEPTHWISE,
-        tile=CONV_DEPTHWISE.default_tile,
+        tile=tile,
         grid=(math.ceil(pieces / threads_p), math.ceil(op.out_channels / (4 * threads_c)), 1),
         threads=threads_c * threads_p,
         shared_bytes=0,

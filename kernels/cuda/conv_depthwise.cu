@@ -31,9 +31,10 @@ struct Depthwise {
 
 constexpr int LANES_C = 4;  // channels of a thread
 
-// The bytes of input channels of outputs c .. c+3 at one pixel.
-DEVICE u32 load_four(const Depthwise& a, const u8* pixel, s32 c, bool whole) {
-  if (whole) return *reinterpret_cast<const u32*>(pixel + c);
+// The bytes of input channels of outputs c .. c+3 at one pixel. ALIGN_X 4: pixels are whole words and the multiplier is 1;
+// what lies behind the last channel meets weights that are 0. ALIGN_X 1: anything.
+DEVICE u32 load_four(const Depthwise& a, const u8* pixel, s32 c) {
+  if constexpr (ALIGN_X == 4) return *reinterpret_cast<const u32*>(pixel + c);
   u32 word = 0;
 #pragma unroll 1
   for (int i = 0; i < LANES_C; ++i) {
@@ -78,8 +79,6 @@ KERNEL void __launch_bounds__(THREADS_C * THREADS_P) conv_depthwise(const Depthw
   const s32 q0 = piece % pieces * PIXELS, p = piece / pieces % a.out_height, n = piece / pieces / a.out_height;
   const s32 h0 = p * a.stride_height - a.pad_top, w0 = q0 * a.stride_width - a.pad_left;
   const u8* picture = a.x + static_cast<s64>(n) * a.height * a.width * a.ld_x;
-  const bool whole = a.multiplier == 1 && c + LANES_C <= a.channels &&
-                     ((reinterpret_cast<u64>(a.x) | static_cast<u64>(a.ld_x)) & 3) == 0;
   const s32 taps = a.kernel_height * a.kernel_width, ld_w = (a.channels + LANES_C - 1) / LANES_C * LANES_C;
 
   s32 sums[PIXELS][LANES_C] = {};
@@ -100,7 +99,7 @@ KERNEL void __launch_bounds__(THREADS_C * THREADS_P) conv_depthwise(const Depthw
       for (int k = 0; k < 4; ++k) {
         const s32 h = h0 + dh[k], w = w0 + i * a.stride_width + dw[k];
         const bool seen = static_cast<u32>(h) < static_cast<u32>(a.height) && static_cast<u32>(w) < static_cast<u32>(a.width);
-        v[k] = seen ? load_four(a, picture + (static_cast<s64>(h) * a.width + w) * a.ld_x, c, whole) : 0;
+        v[k] = seen ? load_four(a, picture + (h * a.width + w) * a.ld_x, c) : 0;  // one picture is below 2 GiB
       }
       transpose(v);
       sums[i][0] = dot4_s8(v[0], weights.x, sums[i][0]), sums[i][1] = dot4_s8(v[1], weights.y, sums[i][1]);

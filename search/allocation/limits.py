@@ -26,7 +26,7 @@ def budget_limits(
         if not rows:
             raise BadSubmission(
                 f"{budget} cannot be kept: no latency is known for this hardware",
-                hint="measure it on the device (python -m search measure) or give a size budget",
+                hint="measure it on the device (python -m search measure), give a size budget, or ask for estimates",
                 code="not_measured",
             )
         unit = US_PER_MS if rows == [LATENCY] else 1.0

@@ -36,6 +36,15 @@ def test_run_leaves_report_and_artifact(files: tuple[str, str], tmp_path: Path) 
     }
 
 
+def test_hardware_that_is_not_at_hand_is_estimated_on_request(files: tuple[str, str], tmp_path: Path) -> None:
+    model, data = files
+    asked = ["run", model, "--data", data, "--hardware", "a100", "--latency", "1x", "--out", str(tmp_path), "--json"]
+    done = run(app, [*asked, "--estimates"])
+    assert done.exit_code == 0, done.output
+    (verdict,) = json.loads(done.stdout)["verdicts"]
+    assert "are estimates, nothing was run there" in verdict["sentence"]
+
+
 def test_unreachable_budget_has_its_own_exit_status(files: tuple[str, str], tmp_path: Path) -> None:
     model, data = files
     done = run(app, ["run", model, "--data", data, "--hardware", "fake", "--size", "10", "--out", str(tmp_path)])
