@@ -174,7 +174,7 @@ def report(count: int) -> dict[str, Any]:
         "session_options": {}, "operating_point": {"batch": 1, "threads": 1, "dims": {}},
         "budgets": [{"resource": "latency_ms", "asked": "latency_ms ≤ 0.6x", "limit": 60.0}],
         "verdict": {"kind": "chosen", "chosen": "gauss_newton", "runner_up": "kl", "sentence": "", "infeasible": None},
-        "latency_fit": {"sentence": "Predicted from 900 rows and 16 runs.", "runs": 16, "loo_mape": 0.02, "loo_max": 0.1},
+        "latency_fit": {"sentence": "Predicted from 900 rows.", "runs": 16, "loo_mape": 0.02, "loo_max": 0.1},
         "assemblies": assemblies, "front": front, "front_resource": "latency_us", "layers": layers,
         "unquantized": [{"node": f"/softmax_{n}", "op_type": "Softmax", "reason": "no such kernel"} for n in range(60)],
         "artifacts": [],

@@ -2,11 +2,13 @@
 
 Most requests a busy server gets are polls with the ETag of the last answer. The version in that ETag is compared with
 the database's, always; what an ETag holds beside it (what a study waits for, what a followed stage does) may be
-`FRESH_S` old. Everything else goes the whole way, and so do requests that must first show a key.
+`FRESH_S` old. An answer serves only who showed the same key or cookie, so a revoked key ends within `FRESH_S` too.
+Everything else goes the whole way.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sqlite3
 import time
@@ -20,7 +22,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.settings import Settings
 from service.store.database import Database
 from service.store.models import StudyRow
 
@@ -29,6 +30,7 @@ KEPT = 10_000
 _PATH = re.compile(r"/v1/studies/(study_[0-9a-z]+)")
 _ETAG = re.compile(rb'W/"(study_[0-9a-z]+)\.(\d+)\.[0-9a-z]+"')
 _ROUTE = SimpleNamespace(path="/v1/studies/{study_id}")
+_CREDENTIALS = (b"authorization", b"cookie")
 _KEPT_HEADERS = (b"etag", b"retry-after")
 
 
@@ -45,35 +47,40 @@ class _Answer:
 class UnchangedPolls:
     """ASGI middleware around the application, inside the gateway."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, database: Database) -> None:
+    def __init__(self, app: ASGIApp, database: Database) -> None:
         self._app = app
-        self._is_open = settings.auth == "off"
         self._versions = _Versions(database)
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[tuple[str, bytes], _Answer] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         study_id = self._polled(scope)
         if study_id is None:
             await self._app(scope, receive, send)
             return
-        known = next((value for name, value in scope["headers"] if name == b"if-none-match"), None)
-        answer = None if scope["query_string"] else self._answers.get(study_id)
+        known, shown = None, hashlib.sha256()
+        for name, value in scope["headers"]:
+            if name == b"if-none-match":
+                known = value
+            elif name in _CREDENTIALS:
+                shown.update(name + b":" + value + b"\n")
+        key = study_id, shown.digest()
+        answer = None if scope["query_string"] else self._answers.get(key)
         if answer is not None and known == answer.etag and time.monotonic() - answer.at < FRESH_S:
             if await self._versions.of(study_id) == answer.version:
                 scope["route"], scope["path_params"] = _ROUTE, {"study_id": study_id}
                 await send({"type": "http.response.start", "status": 304, "headers": list(answer.headers)})
                 await send({"type": "http.response.body", "body": b""})
                 return
-        await self._app(scope, receive, self._noting(study_id, send))
+        await self._app(scope, receive, self._noting(key, send))
 
     def _polled(self, scope: Scope) -> str | None:
         """The study a GET asks for; None for every other request."""
-        if not self._is_open or scope["type"] != "http" or scope["method"] != "GET":
+        if scope["type"] != "http" or scope["method"] != "GET":
             return None
         match = _PATH.fullmatch(scope["path"])
         return None if match is None else match.group(1)
 
-    def _noting(self, study_id: str, send: Send) -> Send:
+    def _noting(self, key: tuple[str, bytes], send: Send) -> Send:
         asked_at = time.monotonic()  # before the study is read, so that an answer is never taken for younger than it is
 
         async def send_and_note(message: Message) -> None:
@@ -81,10 +88,10 @@ class UnchangedPolls:
                 headers = tuple((name, value) for name, value in message["headers"] if name in _KEPT_HEADERS)
                 etag = dict(headers).get(b"etag", b"")
                 match = _ETAG.fullmatch(etag)
-                if match is not None and match.group(1) == study_id.encode():
+                if match is not None and match.group(1) == key[0].encode():
                     if len(self._answers) >= KEPT:
                         self._answers.clear()
-                    self._answers[study_id] = _Answer(etag, int(match.group(2)), asked_at, headers)
+                    self._answers[key] = _Answer(etag, int(match.group(2)), asked_at, headers)
             await send(message)
 
         return send_and_note

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import httpx
 import pytest
 from sqlalchemy import text
 
+from service.keys.keys import create_key, revoke_key
 from service.settings import Settings
 from service.store.database import Database
 from service.studies import unchanged
@@ -72,13 +75,28 @@ def test_what_a_study_waits_for_is_seen_within_a_second(http: httpx.Client, data
     assert poll(http, study, etag).status_code == 200
 
 
-def test_keys_are_asked_for_before_anything_is_answered(settings: Settings, messages: SentMessages) -> None:
+def test_a_short_answer_is_for_who_showed_the_same_key(
+    settings: Settings, database: Database, messages: SentMessages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     announce_tiny_worker(settings)
-    with serving(settings, messages) as http:
+    with database.write() as session:
+        row, key = create_key(session, name="one", scopes=["write"])
+        _, narrow = create_key(session, name="two", scopes=["models:read"])
+    with serving(settings.model_copy(update={"auth": "keys"}), messages) as http:
+        http.headers["Authorization"] = f"Bearer {key}"
         study = post_study(http)["id"]
         etag = http.get(f"/v1/studies/{study}").headers["etag"]
-        assert poll(http, study, etag).status_code == 304
-    with serving(settings.model_copy(update={"auth": "keys"}), messages) as http:
+        reads = full_reads(monkeypatch)
+        assert [poll(http, study, etag).status_code for _ in range(3)] == [304] * 3
+        assert len(reads) <= 1
+        http.headers["Authorization"] = f"Bearer {narrow}"
+        assert poll(http, study, etag).status_code == 403
+        del http.headers["Authorization"]
+        assert poll(http, study, etag).status_code == 401
+        http.headers["Authorization"] = f"Bearer {key}"
+        with database.write() as session:
+            assert revoke_key(session, row.id)
+        time.sleep(unchanged.FRESH_S)
         assert poll(http, study, etag).status_code == 401
 
 
