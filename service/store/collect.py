@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from service.blobs import Blobs, StoredFile
 from service.store.database import Database
 from service.store.references import referenced_blobs
+from service.store.stages import forget_saved_parts
+
+PARTS_KEPT_S = 90 * 86400.0
+"""Parts of scans are kept this long: the next device of a known model starts from them."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ def collect_garbage(database: Database, blobs: Blobs, *, grace_s: float, dry_run
     """
     oldest = time.time() - grace_s
     files = list(blobs.files())
+    if not dry_run:
+        with database.write() as session:
+            forget_saved_parts(session, PARTS_KEPT_S)
     named = referenced_blobs(database)
     unnamed = [file for file in files if file.sha256 is None or file.sha256 not in named]
     removed: list[StoredFile] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import exists, insert, select, update
+from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -19,8 +19,16 @@ from service.canonical import content_key
 from service.ids import new_id
 from service.lifecycle import StageState, StudyState
 from service.store.database import Database, database_now
-from service.store.models import ArtifactRow, LiveStageRow, StageEdgeRow, StageRow, StudyRow, StudyTargetRow
-from service.store.studies import lock_study, now, record, settle, stop_waiting_stages
+from service.store.models import (
+    ArtifactRow,
+    LiveStageRow,
+    SavedPartRow,
+    StageEdgeRow,
+    StageRow,
+    StudyRow,
+    StudyTargetRow,
+)
+from service.store.studies import lock_study, now, record, rows_changed, settle, stop_waiting_stages
 from service.studies.inputs import InputConflict, InputDeleted, stage_inputs
 from service.studies.plan import PlannedStage, kind_named
 
@@ -296,3 +304,9 @@ def forget_outputs(session: Session, input_keys: Collection[str]) -> None:
         .values(input_key=None)
         .execution_options(**_WITHOUT_ORM_SYNC)
     )
+
+
+def forget_saved_parts(session: Session, kept_s: float) -> int:
+    """Parts older than that are taken up by nothing any more; returns how many there were."""
+    old = delete(SavedPartRow).where(SavedPartRow.created_at < database_now() - kept_s)
+    return rows_changed(session.execute(old.execution_options(**_WITHOUT_ORM_SYNC)))

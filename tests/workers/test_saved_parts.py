@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import delete, select, update
 
 from service.store.models import SavedPartRow, StageRow
+from service.store.stages import forget_saved_parts
 from tests.contracts.test_stage_claims import claimed, stages_of, study_of
 from tests.workers.test_supervisor import Bench, bench  # noqa: F401
 from workers.saved_parts import SavedParts
@@ -131,3 +132,14 @@ def test_a_lost_file_fails_clearly_and_a_new_study_makes_it_anew(bench: Bench) -
     again = bench.study()
     assert stages_of(bench.database, again)["check"].state == "queued"
     assert bench.run_all(again).state == "succeeded"
+
+
+def test_old_parts_are_forgotten(bench: Bench, tmp_path: Path) -> None:  # noqa: F811
+    _, parts = parts_of(bench, tmp_path / "stage")
+    for name in ("old.json", "new.json"):
+        (tmp_path / "stage" / "files" / "saved" / name).write_text("{}")
+    assert parts.keep()
+    with bench.database.write() as session:
+        session.execute(update(SavedPartRow).where(SavedPartRow.name == "old.json").values(created_at=1.0))
+        assert forget_saved_parts(session, 3600.0) == 1
+    assert names(bench) == {"new.json": 2}
