@@ -57,13 +57,13 @@ def publish_due(database: Database, send: Sender, *, resend_s: float) -> int:
 
     Marked and committed first, sent after: a crash or a dead broker in between costs one `resend_s`, never a stage.
     """
-    sent = _announce(database, send, StageRow.published_at.is_(None), resend_s)
     late = StageRow.published_at < database_now() - resend_s
     with database.read() as session:
         queues = session.scalars(select(StageRow.queue).where(*_due(), late).distinct()).all()
+    sent = 0
     if empty := [queue for queue in queues if _is_empty(send, queue)]:
         sent += _announce(database, send, late & StageRow.queue.in_(empty), resend_s)
-    return sent
+    return sent + _announce(database, send, StageRow.published_at.is_(None), resend_s)
 
 
 def _due() -> tuple[ColumnElement[bool], ...]:

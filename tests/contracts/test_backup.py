@@ -76,7 +76,7 @@ def test_a_backup_comes_back_as_it_was(database: Database, blobs: Blobs, study: 
     other, other_blobs = empty_place(tmp_path)
     restore_backup(path, other, other_blobs, tmp_path)
     before, after = tables_of(database), tables_of(other)
-    for table in before.keys() - {"workers"}:
+    for table in before.keys() - {"workers", "deployments"}:  # the last says when this version began to serve
         assert after[table] == before[table], table
     assert is_current(other)
     sha256 = hashlib.sha256(CONTENT).hexdigest()
