@@ -18,7 +18,8 @@ router = APIRouter(include_in_schema=False)
 MAX_FIELD = 300
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Log in · Bitwright</title><link rel="icon" href="data:,"><link rel="stylesheet" href="/static/bitwright.css"></head>
+<title>Log in · Bitwright</title><link rel="icon" href="data:,">
+<link rel="stylesheet" href="/static/bitwright.css"></head>
 <body class="login"><main><h1>Bitwright</h1>
 <form method="post" action="/login"><p role="alert">{message}</p>
 <label>Key

@@ -258,12 +258,11 @@ def test_a_stage_adds_only_what_is_new(phone: httpx.Client, database: Database) 
 
 def test_workers(http: httpx.Client, database: Database) -> None:
     (worker,) = http.get("/v1/workers").json()["items"]
-    assert (worker["id"], worker["live"], worker["same_version"], worker["running"]) == (
-        "worker_test", True, False, [],
-    )  # fmt: skip
+    assert (worker["id"], worker["live"], worker["same_version"], worker["running"]) == ("worker_test", True, True, [])
     study = post_study(http)
     claimed(database, study["id"], "check")
     with database.write() as session:
         announce_worker(session, worker_id="w", host="h", version="0", queues=[], sandbox="off", profiles=[])
-    busy = {one["id"]: one["running"] for one in http.get("/v1/workers").json()["items"]}["w"]
-    assert [(stage["study"], stage["kind"]) for stage in busy] == [(study["id"], "check")]
+    busy = {one["id"]: one for one in http.get("/v1/workers").json()["items"]}["w"]
+    assert not busy["same_version"]
+    assert [(stage["study"], stage["kind"]) for stage in busy["running"]] == [(study["id"], "check")]

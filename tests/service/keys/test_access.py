@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,15 @@ from tests.service.stack import ONNX_BYTES, SentMessages, announce_tiny_worker, 
 from workers.server_cli import app as server
 
 OPEN_PATHS = {"/healthz", "/readyz"}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """A command run here sets up logging to a stream that ends with it."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture
