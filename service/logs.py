@@ -49,7 +49,7 @@ class _WithIds(logging.Filter):
 class _Text(logging.Formatter):
     """`2026-01-31T12:00:00Z INFO api service.gateway: message study_id=…`, times in UTC."""
 
-    converter = time.gmtime
+    converter = staticmethod(time.gmtime)
 
     def __init__(self) -> None:
         super().__init__(
