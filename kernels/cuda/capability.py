@@ -127,6 +127,19 @@ PRECISIONS: Mapping[str, Mapping[str, Via]] = {
 sm_90a, sm_100a, sm_103a and sm_110a is native through wgmma and tcgen05 only; `mma.sync` would be emulated there."""
 
 
+SHARED_BYTES: Mapping[str, int] = {
+    arch: kibibytes * 1024
+    for arch, kibibytes in zip(ARCHITECTURES, (64, 163, 99, 163, 99, 227, 227, 227, 227, 99), strict=True)
+}
+"""Most dynamic shared memory a block may ask for (CUDA C++ Programming Guide, table of technical specifications)."""
+
+
+def shared_bytes_limit(arch: str) -> int:
+    """Most dynamic shared memory of a block on `arch`, 0 for an architecture that is not in the table."""
+    listed = nearest_listed(arch)
+    return 0 if listed is None else SHARED_BYTES[listed]
+
+
 def architecture(major: int, minor: int) -> str:
     """The name to compile for on a device of this compute capability: (9, 0) is `sm_90a`.
 

@@ -149,6 +149,8 @@ KERNEL void __launch_bounds__(THREADS, 1)
   const u32 stages = shared_address(shared);
   const Barriers barriers{stages + BARRIERS_AT};
   if (threadIdx.x == 0) {
+    prefetch_map(a);
+    prefetch_map(b);
     for (u32 stage = 0; stage < STAGES; ++stage) {
       mbarrier_init(barriers.full(stage), 1);
       mbarrier_init(barriers.empty(stage), CONSUMERS * 4);

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda import conv, int4, int8, weight_only
-from kernels.cuda.capability import Via, capability
+from kernels.cuda.capability import Via, capability, shared_bytes_limit
 from kernels.cuda.epilogue import EpilogueArguments, Output
 from kernels.cuda.packing import STRIP_ROWS, pack_fragments, pack_int4, padded_k
 from kernels.cuda.signature import signature_of
@@ -104,11 +104,12 @@ def launches(op: OpShape, precision: Precision, arch: str, cores: int, output: O
     """Every launch of an integer kernel for a pair, best guess first; empty where there is no kernel."""
     if precision.is_float or capability(arch, precision.name) in (Via.UNSUPPORTED, Via.EMULATED):
         return []
+    found: list[Launch] = []
     if isinstance(op, LinearShape):
-        return product_launches(op, precision, arch, cores, output)
-    if isinstance(op, Conv2dShape):
-        return conv_launches(op, precision, arch, cores, output)
-    return []
+        found = product_launches(op, precision, arch, cores, output)
+    elif isinstance(op, Conv2dShape):
+        found = conv_launches(op, precision, arch, cores, output)
+    return [launch for launch in found if launch.shared_bytes <= shared_bytes_limit(arch)]
 
 
 def product_launches(op: LinearShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
@@ -163,6 +164,7 @@ def _conv(plan: conv.ConvPlan, output: Output) -> Launch:
         pack_input=plan.pack_input,
         arguments=arguments,
         packing=f"{plan.source.name} {plan.tap_bytes}",
+        reads=Reads.NIBBLES if plan.source in (conv.CONV_W4A4, conv.CONV_S4_NATIVE) else Reads.CODES,
         partial_bytes=plan.partial_bytes,
         arrivals=plan.arrivals,
     )

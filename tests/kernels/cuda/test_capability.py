@@ -14,10 +14,15 @@ from kernels.cuda.capability import (
     chosen_instruction,
     lowering,
     nearest_listed,
+    shared_bytes_limit,
 )  # fmt: skip
 from kernels.cuda.catalog import KERNELS
+from kernels.cuda.epilogue import Output
+from kernels.cuda.launch import launches
 from kernels.cuda.probe import PROBED, probe
 from kernels.errors import KernelsError
+from kernels.op_shape import parse_op_shape
+from kernels.precision import Precision
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -43,6 +48,19 @@ def test_int4_is_native_exactly_where_its_instruction_is() -> None:
 def test_a_device_finds_its_column(version: tuple[int, int], name: str, listed: str) -> None:
     assert architecture(*version) == name
     assert nearest_listed(name) == listed
+
+
+def test_only_tiles_that_fit_into_a_block_are_launched() -> None:
+    op = parse_op_shape("linear_m4096_k4096_n4096_b1")
+    offered = {
+        arch: {launch.name for launch in launches(op, Precision("w8a8"), arch, 100, Output.S8)}
+        for arch in ARCHITECTURES
+    }
+    assert "gemm_s8 128x256" not in offered["sm_75"]
+    assert "gemm_s8 128x256" in offered["sm_86"]
+    assert "gemm_s8_wgmma 128x256" in offered["sm_90a"]
+    assert shared_bytes_limit("sm_121a") == 99 * 1024
+    assert shared_bytes_limit("gfx942") == 0
 
 
 @pytest.mark.parametrize("arch", ["sm_70", "sm_130a", "gfx942", ""])
