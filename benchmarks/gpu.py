@@ -47,11 +47,11 @@ class Section:
 
 
 SECTIONS = (
-    Section("exactness", 170.0),
-    Section("speed", 110.0),
-    Section("resnet50", 120.0),
-    Section("encoder", 100.0),
-    Section("sanitizer", 60.0, (SANITIZER, "--error-exitcode", "77")),
+    Section("exactness", 150.0),
+    Section("speed", 90.0),
+    Section("resnet50", 150.0),
+    Section("encoder", 90.0),
+    Section("sanitizer", 45.0, (SANITIZER, "--error-exitcode", "77")),
 )
 
 
@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(
             f"{result['section']}: {result['status']} in {result['seconds']:.0f} s {result.get('reason', '')}".rstrip()
         )
-    return finish("gpu", bars, device=identity, dry_run=options.dry_run)
+    status = finish("gpu", bars, device=identity, dry_run=options.dry_run)
+    return int(finished < len(results)) if options.dry_run else status  # a fake device's times keep no promise
 
 
 def _run(section: Section, folder: Path, began: float, dry_run: bool) -> dict[str, Any]:

@@ -99,11 +99,15 @@ def _int_mm(device: CudaDevice, layer: RandomLayer) -> BoundOp:
     return BoundOp(INT_MM, Reads.CODES, False, run)
 
 
-def pack_nibbles(device: CudaDevice, codes: torch.Tensor) -> torch.Tensor:
-    """Codes (rows, K) in [-8, 7] as `kernels.cuda.packing.pack_int4` lays them out, by three torch operations."""
+def pack_nibbles(device: CudaDevice, codes: torch.Tensor, columns: int, groups: int, unit: int) -> torch.Tensor:
+    """Codes (rows, pitch) in [-8, 7], of which `columns` count, as `kernels.cuda.packing` lays 4-bit words out.
+
+    Every group starts on a word of its own and is padded to `unit` codes: 64 for products, 8 for convolutions.
+    """
 
     def packed() -> torch.Tensor:
-        words = torch.nn.functional.pad(codes, (0, -codes.shape[1] % 64)).view(codes.shape[0], -1, 8)
+        rows = codes[:, :columns].reshape(codes.shape[0], groups, columns // groups)
+        words = torch.nn.functional.pad(rows, (0, -rows.shape[2] % unit)).view(codes.shape[0], -1, 8)
         return ((words[..., :4] & 15) | (words[..., 4:] << 4)).view(codes.shape[0], -1)
 
     made = device.run_torch("pack_nibbles", packed, Work(moved_bytes=1.5 * codes.numel()))

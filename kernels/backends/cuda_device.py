@@ -81,6 +81,10 @@ class CudaDevice(Protocol):
         Raises what `kernels.cuda.compile.compile_kernel` raises."""
         ...
 
+    def compile_ahead(self, wanted: Sequence[tuple[KernelSource, str, Defines]]) -> None:
+        """Have kernels (source, tile, more defines) ready before `function` asks for them one by one; errors wait."""
+        ...
+
     def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
         """Enqueue a kernel with the ctypes values of `kernels.cuda.signature`."""
         ...

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from kernels.cuda.launch import TensorMapOf
 from kernels.cuda.source import Defines, KernelSource
 from kernels.errors import BackendUnavailable, KernelsError
 
+COMPILERS = 8
+"""Kernels compiled side by side."""
 STATIC_SHARED_LIMIT = 48 * 1024
 """Dynamic shared memory a kernel may use without asking."""
 _MICROSECONDS_PER_MILLISECOND = 1_000.0
@@ -102,6 +105,7 @@ class DriverCudaDevice:
         with translated("start"):
             torch.cuda.set_device(index)
             torch.zeros(1, device=self.torch_device)
+            torch.backends.cudnn.benchmark = True  # opponents in their best form
             self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
             torch.cuda.set_stream(self._stream)  # what torch does outside `run_torch` keeps its order, too
 
@@ -111,6 +115,14 @@ class DriverCudaDevice:
             made = compile_kernel(source, self.arch, tile, self._cache, more_defines)
             self._functions[key] = self._load(made.code, made.entry, shared_bytes)
         return self._functions[key]
+
+    def compile_ahead(self, wanted: Sequence[tuple[KernelSource, str, Defines]]) -> None:
+        def make(each: tuple[KernelSource, str, Defines]) -> None:
+            with suppress(KernelsError):  # `function` meets it again and says so
+                compile_kernel(each[0], self.arch, each[1], self._cache, each[2])
+
+        with ThreadPoolExecutor(COMPILERS) as pool:
+            list(pool.map(make, wanted))
 
     def launch(self, kernel: Any, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
         from cuda.bindings import driver

@@ -88,6 +88,9 @@ class FakeCudaDevice:
     def function(self, source: KernelSource, tile: str, more_defines: Defines, shared_bytes: int) -> FakeKernel:
         return FakeKernel(source, tile, {**source.defines(tile), **more_defines}, shared_bytes)
 
+    def compile_ahead(self, wanted: Sequence[tuple[KernelSource, str, Defines]]) -> None:
+        return
+
     def launch(self, kernel: FakeKernel, geometry: Geometry, arguments: Sequence[Any], work: Work) -> None:
         source = kernel.source
         if geometry.shared_bytes > kernel.shared_bytes:

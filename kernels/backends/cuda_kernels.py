@@ -32,7 +32,8 @@ FLOAT_TOLERANCE = {Output.S32: 0.0, Output.S8: 0.0, Output.F32: 1e-5, Output.F16
 
 @dataclass(frozen=True)
 class EpilogueTensors:
-    """What the epilogue reads, on the device. `relu` clamps at zero: codes from 0 on, or a maximum with 0."""
+    """What the epilogue reads, on the device. `relu` clamps at zero: codes from 0 on, or a maximum with 0. `bits` are
+    those of the codes it leaves, one to a byte."""
 
     output: Output
     bias: torch.Tensor | None = None
@@ -41,6 +42,7 @@ class EpilogueTensors:
     shift: torch.Tensor | None = None
     offset: torch.Tensor | None = None
     relu: bool = False
+    bits: int = 8
 
     def arguments(self, out: torch.Tensor, columns: int) -> EpilogueArguments:
         def address(tensor: torch.Tensor | None) -> int:
@@ -54,8 +56,8 @@ class EpilogueTensors:
             shift=address(self.shift),
             offset=address(self.offset),
             ld_out=columns,
-            clamp_low=0 if self.relu else -128,
-            clamp_high=127,
+            clamp_low=0 if self.relu else -(1 << self.bits - 1),
+            clamp_high=(1 << self.bits - 1) - 1,
             relu=int(self.relu),
         )
 
@@ -81,7 +83,8 @@ def epilogue_of(
         pairs = dyadic_pairs([float(each) for each in scale / np.float64(np.float32(layer.output_scale))])
         multiplier, shift = (upload(device, np.asarray(each, np.int32))[0] for each in pairs)
         bias = None if codes is None else upload(device, codes)[0]
-        return EpilogueTensors(output, bias=bias, multiplier=multiplier, shift=shift, relu=relu)
+        bits = layer.precision.activation_bits
+        return EpilogueTensors(output, bias=bias, multiplier=multiplier, shift=shift, relu=relu, bits=bits)
     offset = None if layer.bias is None else upload(device, layer.bias.astype(np.float32))[0]
     return EpilogueTensors(output, scale=upload(device, scale.astype(np.float32))[0], offset=offset, relu=relu)
 
@@ -209,13 +212,15 @@ class KernelPrepared(Prepared):
 
 
 class OurKernels(Contender):
-    """The integer kernels of this package on one device; `output` overrides what a pair leaves (tests, raw sums)."""
+    """The kernels of this package on one device; `output` overrides what a pair leaves (raw sums), `one_variant` picks
+    a single tile by its number (tests of many shapes)."""
 
     name = ""
 
-    def __init__(self, device: CudaDevice, output: Output | None = None) -> None:
+    def __init__(self, device: CudaDevice, output: Output | None = None, one_variant: int | None = None) -> None:
         super().__init__(device)
         self._output = output
+        self._one_variant = one_variant
 
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         found = self._launches(op, precision)
@@ -223,6 +228,9 @@ class OurKernels(Contender):
 
     def prepare(self, layer: RandomLayer, weight_copies: int, input_copies: int) -> Prepared:
         found = self._launches(layer.op, layer.precision)
+        if self._one_variant is not None:
+            found = [found[self._one_variant % len(found)]]
+        self.device.compile_ahead([(each.source, each.tile, each.defines) for each in found])
         return KernelPrepared(self.device, layer, found, self._output_of(layer.op), weight_copies, input_copies)
 
     def _output_of(self, op: OpShape) -> Output:

@@ -159,11 +159,13 @@ class CudaNetwork(LoadedModel):
         bits = self._assembly.quantizers[layer.input].numerics.bits
         if layer.input not in codes:
             codes[layer.input] = self._quantized(layer.input, bits, self._columns(op), values)
-        found = codes[layer.input].data
+        found = codes[layer.input]
         if bound.reads is Reads.NIBBLES:
             self._note("pack_nibbles", layer.name)
-            return pack_nibbles(self._device, found)
-        return found
+            as_conv = bound.kernel.startswith("conv") and isinstance(op, Conv2dShape)
+            groups = op.groups if isinstance(op, Conv2dShape) else 1
+            return pack_nibbles(self._device, found.data, found.columns, groups, 8 if as_conv else 64)
+        return found.data
 
     def _columns(self, op: OpShape) -> int:
         return op.in_channels if isinstance(op, Conv2dShape) else int(getattr(op, "k", 0))
@@ -173,10 +175,11 @@ class CudaNetwork(LoadedModel):
         is_picture = x.ndim == 4
         rows = (x.permute(0, 2, 3, 1) if is_picture else x).reshape(-1, columns).contiguous()
         scale = self._assembly.quantizers[tensor].scale
-        quantizer = self._quantizers.setdefault((tensor, bits), Quantize(self._device, scale, bits))
+        if (tensor, bits) not in self._quantizers:
+            self._quantizers[tensor, bits] = Quantize(self._device, scale, bits)
         pitch = pitch_of(columns) if is_picture else columns
-        made = torch.zeros((rows.shape[0], pitch), dtype=torch.int8, device=self._device.torch_device)
-        quantizer.enqueue(rows, made)
+        made = torch.empty((rows.shape[0], pitch), dtype=torch.int8, device=self._device.torch_device)
+        self._quantizers[tensor, bits].enqueue(rows, made)
         self._note("quantize", tensor)
         return Codes(made, columns, scale, tuple(x.shape))
 
@@ -187,9 +190,10 @@ class CudaNetwork(LoadedModel):
         if name not in codes:
             return self._program.constant(name)
         held = codes[name]
-        dequantizer = self._dequantizers.setdefault(name, Dequantize(self._device, held.scale))
+        if name not in self._dequantizers:
+            self._dequantizers[name] = Dequantize(self._device, held.scale)
         y = torch.empty((held.data.shape[0], held.columns), dtype=torch.float16, device=self._device.torch_device)
-        dequantizer.enqueue(held.data, y)
+        self._dequantizers[name].enqueue(held.data, y)
         self._note("dequantize", name)
         if len(held.shape) == 4:
             batch, channels, height, width = held.shape

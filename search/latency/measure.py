@@ -13,6 +13,7 @@ from kernels.hardware_profile import HardwareProfile
 from kernels.microbench import Protocol, measure_interleaved
 from kernels.operating_point import OperatingPoint
 from kernels.stopwatch import Timing
+from search.errors import BadSubmission
 from search.graph import Graph, LayerKind, OperatingShapes, TensorInfo
 from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun
@@ -43,8 +44,8 @@ def measure_runs(
     the first known runs are timed once more and the new times are scaled by what these lost or gained since.
 
     `build` turns the precisions of an assembly into the serialized model that would be deployed, or into a network that
-    is ready to run (GPUs, see `search.latency.cuda_network`); it runs with the profile's session options on `inputs`, one
-    batch of the operating point.
+    is ready to run (GPUs, see `search.latency.cuda_network`); it runs with the profile's session options on `inputs`,
+    one batch of the operating point.
     """
     seen = {frozenset(run.precisions.items()) for run in known}
     distinct = {frozenset(each.precisions.items()): each for each in reversed(assemblies)}
@@ -59,7 +60,12 @@ def measure_runs(
     loaded: dict[str, LoadedModel] = {}
     try:
         for name, precisions in arms:
-            made = build(precisions)
+            try:
+                made = build(precisions)
+            except BadSubmission as error:
+                if error.code != "activation_bits_conflict":
+                    raise
+                continue  # neighbours that want one tensor in 8 and in 4 bits: no network, hence no time
             if not isinstance(made, LoadedModel):
                 made = backend.load_model(made, point.threads, profile.session_options)
             loaded[name] = made
@@ -75,7 +81,7 @@ def measure_runs(
         for model in loaded.values():
             model.close()
     pace = median([run.median_us / timings[_anchor_name(run)].median_us for run in anchors] or [1.0])
-    return [*known, *(_run(assembly, timings[assembly.name], pace) for assembly in wanted)]
+    return [*known, *(_run(each, timings[each.name], pace) for each in wanted if each.name in timings)]
 
 
 def _anchor_name(run: EndToEndRun) -> str:
