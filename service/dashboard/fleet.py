@@ -91,6 +91,7 @@ def hardware_page(request: Request, session: ReadSession, parts: TheParts) -> Re
                 "row": row,
                 "announced_at": iso(row.announced_at),
                 "live": f"measure.{row.slug}" in live,
+                "at_hand": f"measure.{row.slug}" in live or table is not None or row.source != "shipped",
                 "device": row.profile.get("device") or {},
                 "kinds": list(dict.fromkeys(one["op"] for one in support)),
                 "precisions": list(dict.fromkeys(one["precision"] for one in support)),

@@ -62,6 +62,7 @@ function showDifferences(all, names, bits) {
   const differing = names.filter((name) => new Set(bits.map((one) => one.get(name) ?? "")).size > 1);
   const worst = new Map(all[0].target.layers.name.map((name, index) => [name, sensitivities(all[0].target)[index]]));
   at("difference").textContent = differing.length ? `${differing.length} of ${names.length} layers get different bits.` : `All ${names.length} layers get the same bits.`;
+  at("layers").parentElement.hidden = !differing.length;
   const head = element("thead", {}, [element("tr", {}, [element("th", { text: "Layer" }), ...all.map(({ name }) => element("th", { text: name })), element("th", { class: "number", text: "Loss at lowest bits" })])]);
   const rows = differing.slice(0, MOST_ROWS).map((name) => element("tr", {}, [
     element("td", { text: name }),
