@@ -69,7 +69,8 @@ INT4_STEP = KernelSource(
     "int4_step", "int4_step.cu", "int4_step", {"w4a8": {"STEP": 8}, "w4a4": {"STEP": 4}, "s4": {"STEP": 0}}
 )
 """One warp's step of K 64 and nothing else: by its machine code, and its time, the three paths are compared."""
-SOURCES = (GEMM_W4A8, GEMM_W4A4, GEMM_S4_NATIVE, QUANTIZE_ROWS)
+PRODUCTS = (GEMM_W4A8, GEMM_W4A4, GEMM_S4_NATIVE)
+SOURCES = (*PRODUCTS, QUANTIZE_ROWS)
 
 
 class Int4WeightsArguments(ctypes.Structure):

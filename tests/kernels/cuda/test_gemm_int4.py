@@ -16,7 +16,7 @@ from kernels.recipe import Granularity, Numerics
 from tests.kernels.cuda.int4_cases import Problem
 
 INT8 = Numerics(8, symmetric=True, signed=True, granularity=Granularity.TENSOR)
-NAMED = pytest.mark.parametrize("source", int4.SOURCES, ids=lambda source: source.name)
+NAMED = pytest.mark.parametrize("source", int4.PRODUCTS, ids=lambda source: source.name)
 
 
 def random_shapes(count: int, seed: int) -> list[tuple[int, int, int]]:
