@@ -8,7 +8,7 @@ import json
 from typing import Annotated, Any
 
 from fastapi import Query
-from sqlalchemy import Select, tuple_
+from sqlalchemy import Select, select, tuple_
 
 from service.errors import FieldError, Problem
 
@@ -41,10 +41,16 @@ def decode_cursor(cursor: str) -> tuple[float, str]:
 
 
 def page_query(query: Select[Any], row: Any, cursor: str | None, limit: int) -> Select[Any]:
-    """The query for one page and one row more, which tells whether another page follows."""
+    """The rows of one page and one more, which tells whether another page follows; `query` selects the entity `row`.
+
+    Ids are found first and the wide rows read for them alone: with a filter no index orders, sorting whole rows took
+    twice as long.
+    """
     if cursor is not None:
         query = query.where(tuple_(row.created_at, row.id) < tuple_(*decode_cursor(cursor)))
-    return query.order_by(row.created_at.desc(), row.id.desc()).limit(limit + 1)
+    newest = (row.created_at.desc(), row.id.desc())
+    ids = query.with_only_columns(row.id).order_by(*newest).limit(limit + 1)
+    return select(row).where(row.id.in_(ids)).order_by(*newest)
 
 
 def page_of(rows: list[Any], limit: int) -> tuple[list[Any], str | None]:
