@@ -15,6 +15,15 @@ from typing import Any
 import numpy as np
 
 from kernels.cuda.capability import Via, capability
+from kernels.cuda.conv_packing import (
+    CODES_PER_STEP,
+    CODES_PER_WORD,
+    by_taps,
+    pack_depthwise,
+    pack_pixels,
+    pack_taps,
+    step_order,
+)
 from kernels.cuda.epilogue import Output
 from kernels.cuda.packing import pack_int4
 from kernels.cuda.source import Defines, KernelSource
@@ -25,8 +34,6 @@ from kernels.precision import Precision
 Array = np.ndarray[Any, Any]
 
 WARP = 32
-CODES_PER_STEP = 64
-CODES_PER_WORD = 8
 WORD_BYTES = 4
 VECTORS, WORDS, BYTES = 16, 4, 1
 """What pixels and groups start at a multiple of (macro ALIGN_X): that much is copied at once."""
@@ -168,7 +175,7 @@ class ConvPlan:
             return pack_taps(codes, self.tap_bytes)
         if self.source is CONV_W4A8:
             return pack_int4(pack_taps(codes, self.tap_bytes)[:, step_order(self.steps)])
-        return pack_int4(_by_taps(codes, self.tap_bytes * 2))
+        return pack_int4(by_taps(codes, self.tap_bytes * 2))
 
     def pack_input(self, codes: Array) -> Array:
         """Activation codes (N, H, W, C) as the kernel reads them: int8 rows, or words of 4-bit codes by group."""
@@ -252,39 +259,6 @@ def shared_bytes(source: KernelSource, tile: str) -> int:
     return int(shape["STAGES"]) * (int(shape["BLOCK_M"]) * x_bytes(source) + int(shape["BLOCK_N"]) * w_row)
 
 
-def pack_taps(codes: Array, tap_bytes: int) -> Array:
-    """int8 (O, whole steps of 64) from codes (O, C, R, S): tap after tap, channels padded to `tap_bytes`."""
-    rows = _by_taps(codes, tap_bytes)
-    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % CODES_PER_STEP)))
-
-
-def step_order(steps: int) -> Array:
-    """Which k the j-th packed 4-bit weight is, beside 8-bit activations: the one a lane gets from ldmatrix.
-
-    Word 2t + i of a step holds k = 32i + 4t .. 32i + 4t + 3 in its low nibbles and 16 further in its high ones.
-    """
-    word, nibble = np.divmod(np.arange(CODES_PER_STEP), CODES_PER_WORD)
-    lane, half = np.divmod(word, 2)
-    within = 32 * half + 4 * lane + 16 * (nibble // 4) + nibble % 4
-    return np.asarray((CODES_PER_STEP * np.arange(steps)[:, None] + within).ravel())
-
-
-def pack_depthwise(codes: Array) -> Array:
-    """int8 (ceil(R·S / 4), O padded to 4, 4) from codes (O, 1, R, S): four taps of a channel side by side."""
-    out_channels = codes.shape[0]
-    taps = codes.reshape(out_channels, -1).astype(np.int8)
-    padded = np.pad(taps, ((0, -out_channels % 4), (0, -taps.shape[1] % 4)))
-    return np.ascontiguousarray(padded.reshape(len(padded), -1, 4).transpose(1, 0, 2))
-
-
-def pack_pixels(codes: Array, groups: int) -> Array:
-    """uint32 words (pixels, groups · ceil(C / groups / 8)) of signed 4-bit codes (pixels, C)."""
-    pixels, channels = codes.shape
-    per_group = channels // groups
-    words = pack_int4(codes.reshape(pixels * groups, per_group))[:, : math.ceil(per_group / CODES_PER_WORD)]
-    return np.ascontiguousarray(words.reshape(pixels, -1))
-
-
 def _source(op: Conv2dShape, precision: Precision, arch: str) -> KernelSource:
     via = capability(arch, precision.name)
     if precision.name in ("w8a8", "w4a8") and op.groups > 1 and op.groups == op.in_channels:
@@ -358,14 +332,6 @@ def _plan_depthwise(op: Conv2dShape, ld_x: int | None) -> ConvPlan:
         shared_bytes=0,
         ld_x=ld_x,
     )
-
-
-def _by_taps(codes: Array, per_tap: int) -> Array:
-    """int8 (O, R·S·per_tap) from (O, C, R, S), channels fastest and padded by code 0."""
-    out_channels, channels, height, width = codes.shape
-    taps = codes.transpose(0, 2, 3, 1).reshape(out_channels, height * width, channels)
-    padded = np.pad(taps, ((0, 0), (0, 0), (0, per_tap - channels)))
-    return padded.reshape(out_channels, -1).astype(np.int8)
 
 
 def _round_up(value: int, unit: int) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels.cuda.conv import CONV_S8, CONV_W4A8, ConvArguments, ConvPlan, piece_bytes, step_order, x_bytes
+from kernels.cuda.conv import CONV_S8, CONV_W4A8, ConvArguments, ConvPlan, piece_bytes, x_bytes
+from kernels.cuda.conv_packing import step_order
 from kernels.cuda.packing import unpack_int4
 
 Array = np.ndarray[Any, Any]

@@ -21,11 +21,13 @@ Pair = tuple[str, str]
 def cuda_profile(slug: str, device: DeviceIdentity, arch: str) -> HardwareProfile:
     """A device of architecture `arch` (`sm_80`, `sm_90a`, …) with our kernels, not measurable here, without peaks.
 
-    Raises `KernelsError` (`arch_unknown`).
+    Raises `KernelsError` (`unknown_architecture`).
     """
     if arch not in ARCHITECTURES:
         raise KernelsError(
-            f"no kernels are built for {arch!r}", hint=f"they are for {', '.join(ARCHITECTURES)}", code="arch_unknown"
+            f"no kernels are built for {arch!r}",
+            hint=f"they are for {', '.join(ARCHITECTURES)}",
+            code="unknown_architecture",
         )
     rows = _rows(arch)
     return HardwareProfile(

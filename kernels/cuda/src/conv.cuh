@@ -9,7 +9,16 @@
 //                                                             │ c… │ c… │ c… │
 //     k →  |r0 s0 c…|r0 s1 c…|r0 s2 c…|r1 s0 c…| … |0 0 0|    └────┴────┴────┘   K ends in zeroes up to whole steps
 //                                                           s →
-// A thread block owns BLOCK_M pixels x BLOCK_N channels, a warp a part of it made of 16 x 8 accumulator tiles. Shared memory is a ring of STAGES stages, each one step of K (64 codes):
+// One block, with the default tile in brackets; blocks are numbered channels first, so that neighbours share pixels:
+//
+//               o: BLOCK_N (64) channels            a warp: BLOCK_M / WARPS_M x BLOCK_N / WARPS_N (64 x 32) outputs in
+//   m: BLOCK_M ┌──────────┬──────────┐              16 x 8 tiles of m16n8k32. Weights of a step stay in registers
+//   (128)      │ warp 0   │ warp 1   │              while the warp's pixels pass by.
+//   pixels     ├──────────┼──────────┤
+//              │ warp 2   │ warp 3   │
+//              └──────────┴──────────┘
+//
+// Shared memory is a ring of STAGES stages, each one step of K (64 codes):
 //
 //   stage ┌ image: BLOCK_M rows of X_BYTES (64, or 32 of 4-bit codes), filled in pieces of PIECE bytes
 //         └ w:     BLOCK_N rows of W_BYTES, packed on the host in the same order of k
@@ -24,7 +33,6 @@
 //
 // ALIGN_X is what the addresses of pixels and groups are multiples of: 16 copies vectors; 4 copies words, for the 3 channels
 // of a first layer stored as 4; 1 gathers words byte by byte, for anything else.
-//
 #pragma once
 
 #include "epilogue.cuh"

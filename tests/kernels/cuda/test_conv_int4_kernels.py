@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.cuda.conv import step_order
+from kernels.cuda.conv_packing import step_order
 from tests.kernels.cuda.conv_cases import FIXED, fixed_case, random_case
 from tests.kernels.cuda.conv_runs import FEW, MANY, small_plan, sums_of
 

@@ -110,5 +110,5 @@ def test_float_formats_are_no_choices() -> None:
 def test_an_architecture_without_kernels_is_named() -> None:
     with pytest.raises(KernelsError, match="sm_70") as caught:
         cuda_profile("v100", DEVICE, "sm_70")
-    assert caught.value.code == "arch_unknown"
+    assert caught.value.code == "unknown_architecture"
     assert "sm_75" in caught.value.hint
