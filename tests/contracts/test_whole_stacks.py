@@ -41,7 +41,7 @@ def test_readyz_names_the_worker_and_its_sandbox(stack: Stack) -> None:
 
 
 def test_many_studies_at_once_all_end(stack: Stack) -> None:
-    studies = [stack.submit() for _ in range(4)]
+    studies = [stack.submit() for _ in range(3)]
     assert {stack.wait(study_id)["state"] for study_id in studies} == {"succeeded"}
 
 
