@@ -23,6 +23,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 from sqlalchemy import select
 
 from benchmarks.bars import at_least, finish, print_table
@@ -92,7 +93,9 @@ def scan(model: Path, data: Path, folder: Path, workers: int) -> Scan:
         dataset_id = http.post("/v1/datasets", files={"file": ("data.npz", data.read_bytes())}).json()["id"]
         point = {"batch": 1, "threads": 1, "dims": {"tokens": TOKENS}}
         target = {"hardware": "fake", "operating_point": point, "budgets": {"size_bytes": "0.5x"}}
-        study = http.post("/v1/studies", json={"model": model_id, "dataset": dataset_id, "targets": [target]})
+        options = {"losses": {onnx.load(model).graph.output[0].name: {"kind": "mse"}}}
+        body = {"model": model_id, "dataset": dataset_id, "targets": [target], "options": options}
+        study = http.post("/v1/studies", json=body)
         assert study.status_code == 201, study.text
         address = study.headers["location"]
         deadline = time.monotonic() + SCAN_S
