@@ -32,6 +32,8 @@ GEMM_S8_TILES = {
 """Rows x columns of one block's output. The tall ones reuse most and want many products; the flat ones are for few
 rows, where weights stream by once and K is split over blocks."""
 
+MAX_K = 131071
+"""Longest sum of products of int8 codes that 32 bits hold, were all of them -128."""
 WGMMA_BLOCK_K = 128
 _SLICE_BYTES = 16 * (32 + 8) * 4
 _BARRIER_BYTES = 8

@@ -115,6 +115,8 @@ def launches(op: OpShape, precision: Precision, arch: str, cores: int, output: O
 def product_launches(op: LinearShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
     """Launches of a matrix product in all tiles that are not far too large for it."""
     if precision.name == "w8a8":
+        if op.k > int8.MAX_K:
+            return []
         found = [_int8(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8, op.m, op.n)]
         if arch == "sm_90a" and op.k % VECTOR_BYTES == 0:
             found += [_wgmma(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8_WGMMA, op.m, op.n)]

@@ -18,6 +18,7 @@ from kernels.cuda.capability import (
 )  # fmt: skip
 from kernels.cuda.catalog import KERNELS
 from kernels.cuda.epilogue import Output
+from kernels.cuda.int8 import MAX_K
 from kernels.cuda.launch import launches
 from kernels.cuda.probe import PROBED, probe
 from kernels.errors import KernelsError
@@ -50,7 +51,7 @@ def test_a_device_finds_its_column(version: tuple[int, int], name: str, listed: 
     assert nearest_listed(name) == listed
 
 
-def test_only_tiles_that_fit_into_a_block_are_launched() -> None:
+def test_only_what_fits_into_a_block_and_into_32_bits_is_launched() -> None:
     op = parse_op_shape("linear_m4096_k4096_n4096_b1")
     offered = {
         arch: {launch.name for launch in launches(op, Precision("w8a8"), arch, 100, Output.S8)}
@@ -59,6 +60,8 @@ def test_only_tiles_that_fit_into_a_block_are_launched() -> None:
     assert "gemm_s8 128x256" not in offered["sm_75"]
     assert "gemm_s8 128x256" in offered["sm_86"]
     assert "gemm_s8_wgmma 128x256" in offered["sm_90a"]
+    too_long = parse_op_shape(f"linear_m8_k{MAX_K + 1}_n8_b1")
+    assert launches(too_long, Precision("w8a8"), "sm_80", 100, Output.S8) == []
     assert shared_bytes_limit("sm_121a") == 99 * 1024
     assert shared_bytes_limit("gfx942") == 0
 
