@@ -89,7 +89,9 @@ def validate(bench: Bench, name: str, model: onnx.ModelProto, point: OperatingPo
     bench.note("refused", [f"{each.signature} {each.precision}: {each.reason[:200]}" for each in measured.refused])
     bench.note("kernels", sorted({row.executed_kernel.split(" /")[0] for row in measured.table.rows}))
     bench.save()
-    kept = _whole([row for row in rows if measured.table.has(row[1], row[2], point.threads)])
+    # Neighbours share tensors, so activations of 4 and of 8 bits cannot stand in one network.
+    eight = [row for row in rows if row[2].activation_bits >= 8]
+    kept = _whole([row for row in eight if measured.table.has(row[1], row[2], point.threads)])
     small = replace(point, batch=1)
     noise = random_inputs(graph, operating_shapes(graph, small))
     recipes = {(layer, p.name): profile.recipe(op.kind, p) for layer, op, p in kept if p != FP32}

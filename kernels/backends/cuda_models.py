@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kernels.backends.cuda_device import Geometry
-from kernels.cuda.conv import step_order
+from kernels.cuda.conv_packing import step_order
 from kernels.cuda.epilogue import Output
 from kernels.cuda.packing import (
     LANES,
@@ -117,12 +117,12 @@ def product(a: Array, b: Array) -> Array:
 def conv(defines: Defines, geometry: Geometry, at: Named) -> None:
     """`conv_s8` and `conv_w4`; the grid's second dimension counts the groups."""
     a, groups = at["a"], geometry.grid[1]
-    step = str(defines.get("STEP", "StepS8"))
-    words = step in ("StepW4A4", "StepS4")
+    step = str(defines.get("STEP", "S8"))
+    words = step.endswith(("W4A4", "S4"))
     channels = groups * a.group_bytes * (2 if words else 1)
     taps = a.kernel_height * a.kernel_width
     out_channels = groups * a.n
-    if step == "StepS8":
+    if step == "S8":
         rows = array_at(a.w, (out_channels, a.steps * _STEP), np.int8)
     else:
         rows = unpack_int4(array_at(a.w, (out_channels, a.steps * _STEP // 8), np.uint32), a.steps * _STEP)

@@ -13,7 +13,6 @@ from kernels.hardware_profile import HardwareProfile
 from kernels.microbench import Protocol, measure_interleaved
 from kernels.operating_point import OperatingPoint
 from kernels.stopwatch import Timing
-from search.errors import BadSubmission
 from search.graph import Graph, LayerKind, OperatingShapes, TensorInfo
 from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun
@@ -60,12 +59,7 @@ def measure_runs(
     loaded: dict[str, LoadedModel] = {}
     try:
         for name, precisions in arms:
-            try:
-                made = build(precisions)
-            except BadSubmission as error:
-                if error.code != "activation_bits_conflict":
-                    raise
-                continue  # neighbours that want one tensor in 8 and in 4 bits: no network, hence no time
+            made = build(precisions)
             if not isinstance(made, LoadedModel):
                 made = backend.load_model(made, point.threads, profile.session_options)
             loaded[name] = made
@@ -81,7 +75,7 @@ def measure_runs(
         for model in loaded.values():
             model.close()
     pace = median([run.median_us / timings[_anchor_name(run)].median_us for run in anchors] or [1.0])
-    return [*known, *(_run(each, timings[each.name], pace) for each in wanted if each.name in timings)]
+    return [*known, *(_run(assembly, timings[assembly.name], pace) for assembly in wanted)]
 
 
 def _anchor_name(run: EndToEndRun) -> str:

@@ -35,6 +35,8 @@ from search.simulation.torch_simulator import TorchSimulator
 
 Progress = Callable[[int, int, str], None]
 NOISE_RULES = ("min-max",)
+BYTE = 8
+"""Narrower activations mix with nothing (`search.candidates.recipes`), so no fit is made of them unasked."""
 GOOD_MEAN, GOOD_MAX = 0.02, 0.10
 """Leave-one-out errors at which no more runs are taken."""
 MORE_ROUNDS, RUNS_PER_ROUND = 2, 8
@@ -158,7 +160,7 @@ def noise_candidates(graph: Graph, profile: HardwareProfile, rows: list[LayerRow
     recipes: dict[tuple[str, str], Recipe] = {
         (layer, precision.name): profile.recipe(op.kind, precision)
         for layer, op, precision in rows
-        if precision != FP32
+        if precision != FP32 and precision.activation_bits >= BYTE
     }
     try:
         simulator: TorchSimulator | OnnxRuntimeSimulator = TorchSimulator(graph)

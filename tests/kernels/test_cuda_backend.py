@@ -58,7 +58,7 @@ CONVS = [
 ]
 
 
-@pytest.mark.parametrize("precision", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w4a4"])
 @pytest.mark.parametrize("signature", CONVS)
 def test_convolutions_leave_exactly_the_codes_of_the_reference(signature: str, precision: str) -> None:
     runnable = backend_on(FakeCudaDevice()).build(parse_op_shape(signature), Precision(precision), 1)

@@ -28,6 +28,7 @@ CASES = [
     ("sm_80", "w8a8", "conv2d_n1_c3_h9_w9_o10_k3x3_s2x2_p1x1x1x1_d1x1_g1_b1"),
     ("sm_80", "w8a8", "conv2d_n1_c32_h6_w5_o20_k1x1_s1x1_p0x0x0x0_d1x1_g1_b1"),
     ("sm_80", "w4a8", "conv2d_n1_c16_h6_w6_o12_k3x3_s1x1_p1x1x1x1_d1x1_g1_b0"),
+    ("sm_90a", "w4a4", "conv2d_n1_c16_h6_w6_o12_k3x3_s1x1_p1x1x1x1_d1x1_g2_b1"),
     ("sm_80", "w8a8", "conv2d_n1_c12_h6_w6_o12_k3x3_s1x1_p1x1x1x1_d1x1_g12_b1"),
 ]
 CONV_AS_PRODUCT = "conv2d_n1_c32_h6_w5_o20_k1x1_s1x1_p0x0x0x0_d1x1_g1_b1"
