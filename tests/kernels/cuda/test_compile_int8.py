@@ -14,8 +14,3 @@ from tests.kernels.cuda.compiled import check_compiled
 @pytest.mark.parametrize("source", int8.SOURCES, ids=lambda source: source.name)
 def test_kernel_is_what_the_capability_table_says(source: KernelSource, arch: str) -> None:
     check_compiled(source, arch)
-
-
-@pytest.mark.parametrize("tile", int8.GEMM_S8.tiles)
-def test_every_tile_keeps_its_sums_in_registers(tile: str) -> None:
-    check_compiled(int8.GEMM_S8, "sm_86", tile)
