@@ -65,7 +65,10 @@ class Stack:
         migrate(self.database)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.cleanups: list[Callable[[], object]] = []
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        # No connection is kept: one that the server just closed for idleness would look like a fault.
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", timeout=30, limits=httpx.Limits(max_keepalive_connections=0)
+        )
 
     def _database_url(self) -> str:
         return ""
