@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None, *, send: Sender | None = None) 
     install_dashboard(app)
     install_access(app)
     install_error_handlers(app)
-    app.add_middleware(UnchangedPolls, database=database)
+    app.add_middleware(UnchangedPolls, database=database, silent_s=settings.worker_silent_s)
     install_metrics(app, settings, database)
     app.add_middleware(Gateway, settings=settings)
 

@@ -1,9 +1,9 @@
 """Unchanged: polls that find nothing new, answered from the study's version alone.
 
-Most requests a busy server gets are polls with the ETag of the last answer. The version in that ETag is compared with
-the database's, always; what an ETag holds beside it (what a study waits for, what a followed stage does) may be
-`FRESH_S` old. An answer serves only who showed the same key or cookie, so a revoked key ends within `FRESH_S` too.
-Everything else goes the whole way.
+Most requests a busy server gets are polls with the ETag of the last answer. Its version is compared with the
+database's at every poll. Beside the version an ETag holds what the study waits for, which follows from the queues that
+live workers take from: those are read once in `LOOK_S` for all studies. A study that follows another's stage goes the
+whole way. An answer serves only who showed the same key or cookie, and no longer than `KEY_S`: a revoked key ends then.
 """
 
 from __future__ import annotations
@@ -16,30 +16,37 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.store.database import Database
-from service.store.models import StudyRow
+from service.store.fleet import live_queues
 
-FRESH_S = 1.0
+LOOK_S = 1.0
+KEY_S = 10.0
 KEPT = 10_000
 _PATH = re.compile(r"/v1/studies/(study_[0-9a-z]+)")
 _ETAG = re.compile(rb'W/"(study_[0-9a-z]+)\.(\d+)\.[0-9a-z]+"')
 _ROUTE = SimpleNamespace(path="/v1/studies/{study_id}")
 _CREDENTIALS = (b"authorization", b"cookie")
+# No row for a study that follows a stage of another, whose progress is not in its own version.
+_VERSION = (
+    "SELECT version FROM studies WHERE id = ? AND NOT EXISTS"
+    " (SELECT 1 FROM stages WHERE stages.study_id = studies.id AND follows IS NOT NULL)"
+)
 _KEPT_HEADERS = (b"etag", b"retry-after")
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """The ETag a study was last answered with, when, and the headers that go with a 304."""
+    """The ETag a study was last answered with, the live queues and time then, and the headers that go with a 304."""
 
     etag: bytes
     version: int
+    queues: frozenset[str]
     at: float
     headers: tuple[tuple[bytes, bytes], ...]
 
@@ -47,9 +54,13 @@ class _Answer:
 class UnchangedPolls:
     """ASGI middleware around the application, inside the gateway."""
 
-    def __init__(self, app: ASGIApp, database: Database) -> None:
+    def __init__(self, app: ASGIApp, database: Database, silent_s: float) -> None:
         self._app = app
+        self._database = database
+        self._silent_s = silent_s
         self._versions = _Versions(database)
+        self._queues: frozenset[str] = frozenset()
+        self._looked_at = -LOOK_S
         self._answers: dict[tuple[str, bytes], _Answer] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,13 +76,34 @@ class UnchangedPolls:
                 shown.update(name + b":" + value + b"\n")
         key = study_id, shown.digest()
         answer = None if scope["query_string"] else self._answers.get(key)
-        if answer is not None and known == answer.etag and time.monotonic() - answer.at < FRESH_S:
+        await self._look()
+        if (
+            answer is not None
+            and known == answer.etag
+            and answer.queues == self._queues
+            and time.monotonic() - answer.at < KEY_S
+        ):
             if await self._versions.of(study_id) == answer.version:
                 scope["route"], scope["path_params"] = _ROUTE, {"study_id": study_id}
                 await send({"type": "http.response.start", "status": 304, "headers": list(answer.headers)})
                 await send({"type": "http.response.body", "body": b""})
                 return
         await self._app(scope, receive, self._noting(key, send))
+
+    async def _look(self) -> None:
+        """Know which queues live workers take from, as of at most `LOOK_S` ago."""
+        if time.monotonic() - self._looked_at < LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+
+        def read() -> frozenset[str]:
+            with self._database.read() as session:
+                return live_queues(session, self._silent_s)
+
+        try:
+            self._queues = await run_in_threadpool(read)
+        except SQLAlchemyError:
+            self._answers.clear()
 
     def _polled(self, scope: Scope) -> str | None:
         """The study a GET asks for; None for every other request."""
@@ -81,7 +113,8 @@ class UnchangedPolls:
         return None if match is None else match.group(1)
 
     def _noting(self, key: tuple[str, bytes], send: Send) -> Send:
-        asked_at = time.monotonic()  # before the study is read, so that an answer is never taken for younger than it is
+        # Both from before the study is read, so that an answer is never taken for younger than it is.
+        asked_at, queues = time.monotonic(), self._queues
 
         async def send_and_note(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (200, 304):
@@ -91,7 +124,7 @@ class UnchangedPolls:
                 if match is not None and match.group(1) == key[0].encode():
                     if len(self._answers) >= KEPT:
                         self._answers.clear()
-                    self._answers[key] = _Answer(etag, int(match.group(2)), asked_at, headers)
+                    self._answers[key] = _Answer(etag, int(match.group(2)), queues, asked_at, headers)
             await send(message)
 
         return send_and_note
@@ -117,7 +150,7 @@ class _Versions:
         try:
             if self._sqlite is None:
                 self._sqlite = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=0, isolation_level=None)
-            row: Any = self._sqlite.execute("SELECT version FROM studies WHERE id = ?", (study_id,)).fetchone()
+            row: Any = self._sqlite.execute(_VERSION, (study_id,)).fetchone()
         except sqlite3.Error:
             self._sqlite = None
             return None
@@ -126,6 +159,6 @@ class _Versions:
     def _of_server(self, study_id: str) -> int | None:
         try:
             with self._database.reader.connect() as connection:
-                return connection.execute(select(StudyRow.version).where(StudyRow.id == study_id)).scalar_one_or_none()
+                return connection.execute(text(_VERSION.replace("?", ":id")), {"id": study_id}).scalar_one_or_none()
         except SQLAlchemyError:
             return None
