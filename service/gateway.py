@@ -16,6 +16,8 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# Only these stream their bodies to disk; every other handler holds them in memory.
+UPLOAD_PATHS = frozenset({"/v1/models", "/v1/datasets"})
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PAGE_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; "
@@ -90,7 +92,7 @@ class Gateway:
         return None
 
     def _limit(self, headers: Headers, path: str) -> int:
-        if headers.get("content-type", "").startswith("multipart/"):
+        if path in UPLOAD_PATHS and headers.get("content-type", "").startswith("multipart/"):
             return self._settings.upload_limit_bytes
         if path.endswith("/latency-tables"):
             return self._settings.table_limit_bytes

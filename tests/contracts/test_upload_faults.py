@@ -112,6 +112,13 @@ def test_an_announced_oversize_is_refused_before_a_byte(api: httpx.Client, quick
     assert not quick.upload_folder.exists()
 
 
+def test_only_uploads_may_be_large(api: httpx.Client) -> None:
+    form = {"file": ("m.onnx", b"\x08" * (2 << 20))}
+    assert api.post("/v1/models", files=form).status_code == 201
+    for path in ("/v1/studies", "/v1/hardware-profiles", "/login"):
+        problem(api.post(path, files=form), 413, "too_large")
+
+
 def test_the_same_bytes_at_once_are_one_model(http: httpx.Client) -> None:
     start = threading.Barrier(6)
 
