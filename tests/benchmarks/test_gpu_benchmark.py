@@ -14,12 +14,11 @@ from benchmarks.gpu_networks import encoder, resnet50
 from kernels.errors import BackendUnavailable
 from search.onnx_import import graph_from_model
 
-# What a GPU image need not hold: the search's solver, other runtimes, the service and its command line.
+# What a GPU image need not hold: the search's solver, another runtime, the service and its command line.
 ABSENT = (
     "pulp",
     "highspy",
     "openvino",
-    "onnxruntime",
     "typer",
     "rich",
     "fastapi",
