@@ -146,7 +146,7 @@ def _key_targets(
         entry = {name: value for name, value in target.items() if name != "hardware"}
         row = profiles.get(target["hardware"])
         if kind.device == "recipes":
-            entry["recipes"] = recipes_key(row.profile) if row else target["hardware"]
+            entry["recipes"] = recipes_key(row.profile if row else {"slug": target["hardware"]})
         elif kind.device == "profile":
             entry |= {"hardware": target["hardware"], "profile": row.profile_key if row else None}
         keyed.append(entry)
