@@ -182,8 +182,8 @@ def _build(text: str, entry: str, arch: str, defines: tuple[tuple[str, str], ...
     flat = (
         text
         + f"""
-extern "C" __attribute__((visibility("default"))) int simt_run(const simt::Config* config, void** arguments, const unsigned* sizes, unsigned count,
-                        simt::Result* result) {{
+extern "C" __attribute__((visibility("default"))) int simt_run(
+    const simt::Config* config, void** arguments, const unsigned* sizes, unsigned count, simt::Result* result) {{
   return simt::launch_kernel(&{entry}, config, arguments, sizes, count, result);
 }}
 """
@@ -195,8 +195,9 @@ extern "C" __attribute__((visibility("default"))) int simt_run(const simt::Confi
     library, unit = folder / f"{name}.so", folder / f"{name}.cpp"
     unit.write_text(flat)
     command = [
-        compiler, "-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-fwrapv",
-        "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wno-psabi", f"-D__CUDA_ARCH__={number}", *macros, "-o", str(library), str(unit),
+        compiler, "-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-fwrapv",
+        "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-Wno-psabi", f"-D__CUDA_ARCH__={number}", *macros,
+        "-o", str(library), str(unit),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
