@@ -21,6 +21,7 @@ from service.store.models import ApiKeyRow
 
 COOKIE = "bitwright_login"
 CSRF_HEADER = "X-CSRF-Token"
+MAX_GOAL = 300
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _bearer = HTTPBearer(
     auto_error=False,
@@ -127,7 +128,8 @@ def install_access(app: FastAPI) -> None:
     @app.exception_handler(LoginNeeded)
     async def to_login(request: Request, error: LoginNeeded) -> RedirectResponse:
         wanted = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse(f"/login?next={quote(wanted)}", 303)
+        goal = quote(wanted) if len(wanted) <= MAX_GOAL else "/"
+        return RedirectResponse(f"/login?next={goal}", 303)
 
 
 def _of_key(parts: Parts, text: str) -> Caller:

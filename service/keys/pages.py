@@ -10,12 +10,11 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from service.dependencies import Parts, TheParts
-from service.keys.access import COOKIE
+from service.keys.access import COOKIE, MAX_GOAL
 from service.keys.keys import find_key
 from service.keys.logins import log_in, log_out
 
 router = APIRouter(include_in_schema=False)
-MAX_FIELD = 300
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Log in · Bitwright</title><link rel="icon" href="data:,">
@@ -31,7 +30,7 @@ PAGE = """<!doctype html>
 
 
 @router.get("/login")
-def login_page(next: Annotated[str, Query(max_length=MAX_FIELD)] = "/") -> HTMLResponse:
+def login_page(next: Annotated[str, Query(max_length=MAX_GOAL)] = "/") -> HTMLResponse:
     """The form for a key."""
     return _page(_own_path(next))
 
@@ -39,7 +38,7 @@ def login_page(next: Annotated[str, Query(max_length=MAX_FIELD)] = "/") -> HTMLR
 @router.post("/login")
 async def log_in_browser(request: Request, parts: TheParts) -> Response:
     """A right key becomes a cookie: HttpOnly, of this site only, Secure behind https."""
-    form = await request.form(max_fields=2, max_files=0, max_part_size=MAX_FIELD)
+    form = await request.form(max_fields=2, max_files=0, max_part_size=MAX_GOAL)
     key, goal = str(form.get("key", "")), _own_path(str(form.get("next", "/")))
     token = await run_in_threadpool(_log_in, parts, key.strip())
     if token is None:

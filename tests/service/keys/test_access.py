@@ -107,6 +107,7 @@ def test_a_browser_logs_in(locked: httpx.Client, database: Database) -> None:
     text = key(database, "write")["Authorization"].removeprefix("Bearer ")
     sent = locked.get("/studies/study_x?a=b")
     assert (sent.status_code, sent.headers["location"]) == (303, "/login?next=/studies/study_x%3Fa%3Db")
+    assert locked.get(f"/?name={'x' * 400}").headers["location"] == "/login?next=/"
     form = locked.get(sent.headers["location"])
     assert 'value="/studies/study_x?a=b"' in form.text
     refused = locked.post("/login", data={"key": "bw_wrong", "next": "/"})
