@@ -1,9 +1,9 @@
 """Unchanged: polls that find nothing new, answered from the study's version alone.
 
 Most requests a busy server gets are polls with the ETag of the last answer. Its version is compared with the
-database's at every poll. Beside the version an ETag holds what the study waits for, which follows from the queues that
-live workers take from: those are read once in `LOOK_S` for all studies. A study that follows another's stage goes the
-whole way. An answer serves only who showed the same key or cookie, and no longer than `KEY_S`: a revoked key ends then.
+database's at every poll, and with it the versions of studies whose stages this one follows. Beside those an ETag holds
+what the study waits for, which follows from the queues that live workers take from: these are read once in `LOOK_S` for
+all studies. An answer serves only who showed the same key or cookie, for `KEY_S` at most: a revoked key ends.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ LOOK_S = 1.0
 KEY_S = 10.0
 KEPT = 10_000
 _PATH = re.compile(r"/v1/studies/(study_[0-9a-z]+)")
-_ETAG = re.compile(rb'W/"(study_[0-9a-z]+)\.(\d+)\.[0-9a-z]+"')
+_ETAG = re.compile(rb'W/"(study_[0-9a-z]+)\.\d+\.[0-9a-z]+"')
 _ROUTE = SimpleNamespace(path="/v1/studies/{study_id}")
 _CREDENTIALS = (b"authorization", b"cookie")
-# No row for a study that follows a stage of another, whose progress is not in its own version.
-_VERSION = (
-    "SELECT version FROM studies WHERE id = ? AND NOT EXISTS"
-    " (SELECT 1 FROM stages WHERE stages.study_id = studies.id AND follows IS NOT NULL)"
+_VERSIONS = (
+    "SELECT version, (SELECT coalesce(sum(leader.version), 0) FROM stages"
+    " JOIN stages AS led ON led.id = stages.follows JOIN studies AS leader ON leader.id = led.study_id"
+    " WHERE stages.study_id = studies.id) FROM studies WHERE id = ?"
 )
 _KEPT_HEADERS = (b"etag", b"retry-after")
 
@@ -45,7 +45,7 @@ class _Answer:
     """The ETag a study was last answered with, the live queues and time then, and the headers that go with a 304."""
 
     etag: bytes
-    version: int
+    versions: tuple[int, int]
     queues: frozenset[str]
     at: float
     headers: tuple[tuple[bytes, bytes], ...]
@@ -83,12 +83,14 @@ class UnchangedPolls:
             and answer.queues == self._queues
             and time.monotonic() - answer.at < KEY_S
         ):
-            if await self._versions.of(study_id) == answer.version:
+            if await self._versions.of(study_id) == answer.versions:
                 scope["route"], scope["path_params"] = _ROUTE, {"study_id": study_id}
                 await send({"type": "http.response.start", "status": 304, "headers": list(answer.headers)})
                 await send({"type": "http.response.body", "body": b""})
                 return
-        await self._app(scope, receive, self._noting(key, send))
+        # Asked before the study is read, so that an answer is never taken for newer than it is.
+        versions = await self._versions.of(study_id)
+        await self._app(scope, receive, send if versions is None else self._noting(key, versions, send))
 
     async def _look(self) -> None:
         """Know which queues live workers take from, as of at most `LOOK_S` ago."""
@@ -112,8 +114,7 @@ class UnchangedPolls:
         match = _PATH.fullmatch(scope["path"])
         return None if match is None else match.group(1)
 
-    def _noting(self, key: tuple[str, bytes], send: Send) -> Send:
-        # Both from before the study is read, so that an answer is never taken for younger than it is.
+    def _noting(self, key: tuple[str, bytes], versions: tuple[int, int], send: Send) -> Send:
         asked_at, queues = time.monotonic(), self._queues
 
         async def send_and_note(message: Message) -> None:
@@ -124,7 +125,7 @@ class UnchangedPolls:
                 if match is not None and match.group(1) == key[0].encode():
                     if len(self._answers) >= KEPT:
                         self._answers.clear()
-                    self._answers[key] = _Answer(etag, int(match.group(2)), queues, asked_at, headers)
+                    self._answers[key] = _Answer(etag, versions, queues, asked_at, headers)
             await send(message)
 
         return send_and_note
@@ -138,27 +139,28 @@ class _Versions:
         self._sqlite_path = make_url(database.url).database if database.is_sqlite else None
         self._sqlite: sqlite3.Connection | None = None
 
-    async def of(self, study_id: str) -> int | None:
-        """The version, or None when it cannot be told here and the request must go the whole way."""
+    async def of(self, study_id: str) -> tuple[int, int] | None:
+        """The study's version and the sum of those it follows; None when that cannot be told here."""
         if self._sqlite_path:
             return self._of_sqlite(self._sqlite_path, study_id)
         return await run_in_threadpool(self._of_server, study_id)
 
-    def _of_sqlite(self, path: str, study_id: str) -> int | None:
+    def _of_sqlite(self, path: str, study_id: str) -> tuple[int, int] | None:
         # One look-up in a local file takes microseconds, a thread to do it in takes ten times that. It never waits: in
         # WAL mode readers do not wait for writers, and a file that is locked after all is an error at once.
         try:
             if self._sqlite is None:
                 self._sqlite = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=0, isolation_level=None)
-            row: Any = self._sqlite.execute(_VERSION, (study_id,)).fetchone()
+            row: Any = self._sqlite.execute(_VERSIONS, (study_id,)).fetchone()
         except sqlite3.Error:
             self._sqlite = None
             return None
-        return None if row is None else int(row[0])
+        return None if row is None else (int(row[0]), int(row[1]))
 
-    def _of_server(self, study_id: str) -> int | None:
+    def _of_server(self, study_id: str) -> tuple[int, int] | None:
         try:
             with self._database.reader.connect() as connection:
-                return connection.execute(text(_VERSION.replace("?", ":id")), {"id": study_id}).scalar_one_or_none()
+                row = connection.execute(text(_VERSIONS.replace("?", ":id")), {"id": study_id}).one_or_none()
         except SQLAlchemyError:
             return None
+        return None if row is None else (int(row[0]), int(row[1]))

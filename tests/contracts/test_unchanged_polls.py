@@ -102,3 +102,13 @@ def test_a_short_answer_is_for_who_showed_the_same_key(
 
 def test_a_study_that_is_not_there(http: httpx.Client) -> None:
     assert poll(http, "study_0123456789abcdef", 'W/"study_0123456789abcdef.1.0"').status_code == 404
+
+
+def test_the_progress_of_a_followed_stage_is_seen(http: httpx.Client, database: Database) -> None:
+    leader = post_study(http)["id"]
+    held = claimed(database, leader, "check")
+    follower = post_study(http, name="follows")["id"]
+    etag = http.get(f"/v1/studies/{follower}").headers["etag"]
+    assert [poll(http, follower, etag).status_code for _ in range(2)] == [304, 304]
+    claims.beat(database, held, lease_s=60.0, progress={"done": 1, "total": 2, "unit": "u", "message": ""})
+    assert poll(http, follower, etag).status_code == 200
