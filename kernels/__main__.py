@@ -33,7 +33,7 @@ app = typer.Typer(
 _out = Console()
 _err = Console(stderr=True)
 
-Hardware = Annotated[str, typer.Option(help="cpu-local, cpu-local-openvino, fake, or a profile's .json file")]
+Hardware = Annotated[str, typer.Option(help="auto, cpu-local, cpu-local-openvino, h200 …, or a profile's .json file")]
 
 
 @app.command()

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kernels.errors import KernelsError
+from kernels.latency_table import LatencyTable
 from kernels.operating_point import OperatingPoint
 from kernels.registry import backend_for, load_profile
 from search.artifact.audit import audit_file
@@ -41,7 +42,7 @@ USER_ERROR, INFEASIBLE = 2, 4
 Threads = Annotated[int, typer.Option(help="Compute threads of the operating point.")]
 Batch = Annotated[int, typer.Option(help="Batch size of the operating point.")]
 Dims = Annotated[list[str] | None, typer.Option("--dim", help="Value of a dynamic dimension, name=value.")]
-Hardware = Annotated[str, typer.Option(help="Hardware profile: cpu-local, cpu-local-openvino or a profile file.")]
+Hardware = Annotated[str, typer.Option(help="Hardware profile: auto, cpu-local, …-openvino, a GPU, or a file.")]
 
 
 @app.command()
@@ -103,14 +104,28 @@ def run(
 def measure(
     model: Annotated[Path, typer.Option(help="The ONNX file.")],
     hardware: Hardware = "cpu-local",
-    out: Annotated[Path, typer.Option(help="Folder for latency_table.json and latency_fit.json.")] = Path("measured"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for latency_table.json and latency_fit.json, or the table's own .json file.")
+    ] = Path("measured"),
     batch: Batch = 1,
     threads: Threads = 1,
     dims: Dims = None,
     seed: int = 0,
 ) -> None:
-    """Only the device part: every distinct op of the model, whole networks, and the fit between them."""
+    """Only the device part: every distinct op of the model, whole networks, and the fit between them.
+
+    A table that is already there is continued: its rows are not measured again, and it is saved as it grows.
+    """
+    table_path = out if out.suffix == ".json" else out / "latency_table.json"
+    fit_path = table_path.with_name("latency_fit.json" if out.suffix != ".json" else f"{out.stem}_fit.json")
+
+    def save(table: LatencyTable) -> None:
+        partial = table_path.with_suffix(".partial")
+        partial.write_text(json.dumps(table.to_json(), indent=1))
+        partial.replace(table_path)
+
     with _clear_errors():
+        table_path.parent.mkdir(parents=True, exist_ok=True)
         profile = load_profile(hardware)
         point = OperatingPoint(batch=batch, threads=threads, dims=tuple(sorted(_pairs(dims or [], int).items())))
         with _bar("measure") as progress:
@@ -119,12 +134,13 @@ def measure(
                 profile,
                 backend_for(profile),
                 point,
+                table=LatencyTable.loads(table_path.read_text()) if table_path.exists() else None,
                 seed=seed,
                 progress=lambda done, total, what: progress(done, total, what, "measure"),
+                checkpoint=save,
             )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "latency_table.json").write_text(json.dumps(measured.table.to_json(), indent=1))
-    (out / "latency_fit.json").write_text(json.dumps(measured.fit.to_json(), indent=1))
+    save(measured.table)
+    fit_path.write_text(json.dumps(measured.fit.to_json(), indent=1))
     console.print(f"{len(measured.table.rows)} rows, {measured.fit.accuracy} → {out}")
 
 

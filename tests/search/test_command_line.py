@@ -72,6 +72,16 @@ def test_refusals_name_code_and_hint(files: tuple[str, str], arguments: list[str
     assert "hint:" in done.output
 
 
+def test_measure_continues_the_table_it_finds(files: tuple[str, str], tmp_path: Path) -> None:
+    table = tmp_path / "table.json"
+    asked = ["measure", "--model", files[0], "--hardware", "fake", "--out", str(table)]
+    assert run(app, asked).exit_code == 0
+    first = json.loads(table.read_text())
+    assert run(app, asked).exit_code == 0
+    assert json.loads(table.read_text()) == first
+    assert (tmp_path / "table_fit.json").exists()
+
+
 def test_measure_writes_table_and_fit(files: tuple[str, str], tmp_path: Path) -> None:
     done = run(app, ["measure", "--model", files[0], "--hardware", "fake", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
