@@ -193,6 +193,7 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
             splits,
             folder.path,
             progress=lambda done, total, what: progress(done, total, "assemblies", what),
+            table=folder.latency_table(index),
         )
         outputs += evaluation.files
         documents.append(

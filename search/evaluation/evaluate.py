@@ -10,25 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from kernels.backends.base import Backend, LoadedModel
-from kernels.microbench import measure_interleaved
+from kernels.latency_table import LatencyTable
 from kernels.registry import backend_for
-from kernels.stopwatch import Timing
-from search.artifact.audit import audit_model
-from search.artifact.bundle import Bundle, write_bundle
-from search.artifact.op_times import PROFILED_RUNTIMES, OpTime, op_times
-from search.assembly import Assembly
-from search.candidates.assemble import assemble
+from search.artifact.op_times import OpTime
 from search.candidates.candidate_set import CandidateSet
-from search.candidates.refit import refit_sequentially
-from search.data.chunking import chunk_size
-from search.data.dataset import Dataset, Splits
+from search.data.dataset import Splits
 from search.evaluation.estimate import Estimate, estimate_difference
 from search.evaluation.finalists import Finalist, pick_finalists
-from search.evaluation.quality import Quality, assess, run_in_chunks
+from search.evaluation.quality import Quality
 from search.evaluation.verdict import Evaluated, Verdict, VerdictKind, decide, decide_within
-from search.latency.measure import END_TO_END, random_inputs, runner
-from search.loss.model_loss import LossKind, ModelLoss
+from search.evaluation.workbench import Workbench
+from search.loss.model_loss import ModelLoss
 from search.planning.costs import TargetCosts
 from search.planning.plan import PlannedAssembly, Source
 from search.planning.target import tightened
@@ -74,139 +66,6 @@ class TargetEvaluation:
         }
 
 
-@dataclass
-class Workbench:
-    """Builds and runs the assemblies of one target; keeps every loaded model until the timing is done."""
-
-    index: int
-    target: Target
-    costs: TargetCosts
-    simulator: Simulator
-    candidates: CandidateSet
-    loss: ModelLoss
-    splits: Splits
-    folder: Path
-    backend: Backend | None
-
-    def __post_init__(self) -> None:
-        self.assemblies: dict[str, Assembly] = {}
-        self.bundles: dict[str, Bundle] = {}
-        self.models: dict[str, LoadedModel] = {}
-        self.chunk = chunk_size(self.costs.graph, self.splits.select)
-        self.classes = next(
-            ((output.output, output.class_axis) for output in self.loss.outputs if output.kind is LossKind.SOFTMAX_KL),
-            None,
-        )
-        self._reference: dict[int, Arrays] = {}
-        self._simulated: dict[int, Arrays] = {}
-
-    def assembly(self, plan: PlannedAssembly) -> Assembly:
-        """The plan's assembly, refitted unless the refit loses more on the samples it was made from.
-
-        At 8 bits what is left to correct can be smaller than the error of the correction.
-        """
-        finished = assemble(self.costs.graph, plan.precisions, self.candidates)
-        if not finished.candidates:
-            return finished
-        refitted = refit_sequentially(self.simulator, finished, self.splits.calibrate.chunks(self.chunk))
-        return min(refitted, finished, key=self._calibration_loss)
-
-    def _calibration_loss(self, assembly: Assembly) -> float:
-        data = self.splits.calibrate
-        outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self.chunk)
-        if id(data) not in self._simulated:
-            self._simulated[id(data)] = run_in_chunks(self.simulator.run, data, self.chunk)
-        return float(self.loss.per_sample(self._simulated[id(data)], outputs, data.inputs).mean())
-
-    def build(self, plan: PlannedAssembly) -> Evaluated:
-        """The plan assembled, refitted on its own quantized upstream, written, audited and run on *select*."""
-        graph, profile, point = self.costs.graph, self.costs.profile, self.target.point
-        assembly = self.assemblies[plan.name] = self.assembly(plan)
-        folder = self.folder / f"build_{self.index}_{len(self.bundles)}"
-        bundle = write_bundle(folder, graph, assembly, profile, point)
-        self.bundles[plan.name] = bundle
-        discarded = None
-        if self.backend is not None:
-            audit = audit_model(
-                bundle.model,
-                point.threads,
-                profile.session_options,
-                expected={name: assembly.precision_of(name) for name in self._layers()},
-                graph=graph,
-                runtime=profile.runtime,
-            )
-            discarded = None if audit.ok else "; ".join(finding.sentence for finding in audit.findings)
-            self.models[plan.name] = self.backend.load_model(bundle.model, point.threads, profile.session_options)
-            outputs = run_in_chunks(self.models[plan.name].run, self.splits.select, self._run_chunk(plan))
-        else:
-            outputs = run_in_chunks(
-                lambda chunk: self.simulator.run(chunk, assembly), self.splits.select, self._run_chunk(plan)
-            )
-        return Evaluated(plan, bundle.size_bytes, None, self._assess(outputs, self.splits.select), discarded)
-
-    def time(self, names: Sequence[str], progress: Progress) -> dict[str, Timing]:
-        """End-to-end latencies, all models taking turns in one run."""
-        inputs = self._timing_inputs()
-
-        assert self.backend is not None
-        threads = self.target.point.threads
-        return measure_interleaved(
-            {name: runner(self.models[name], inputs) for name in names},
-            threads=threads,
-            protocol=self.backend.protocol or END_TO_END,
-            clock=self.backend.clock(threads),
-            anchor=self.backend.anchor,
-            progress=lambda done, total: progress(done, total, "time end to end"),
-        )
-
-    def quality(self, plan: PlannedAssembly, data: Dataset) -> Quality:
-        """Quality of an already built plan on another split."""
-        if self.backend is not None:
-            outputs = run_in_chunks(self.models[plan.name].run, data, self._run_chunk(plan))
-        else:
-            assembly = self.assemblies[plan.name]
-            outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self._run_chunk(plan))
-        return self._assess(outputs, data)
-
-    def op_times(self, name: str) -> tuple[OpTime, ...]:
-        """Where a run of a built plan spends its time; nothing on a device that is not at hand or not real."""
-        profile = self.costs.profile
-        if self.backend is None or profile.runtime not in PROFILED_RUNTIMES:
-            return ()
-        model = self.bundles[name].model
-        return op_times(
-            model, profile.runtime, self.target.point.threads, profile.session_options, self._timing_inputs()
-        )
-
-    def close(self) -> None:
-        for model in self.models.values():
-            model.close()
-
-    def _layers(self) -> list[str]:
-        return [layer for group in self.costs.groups for layer in group.layers]
-
-    def _run_chunk(self, plan: PlannedAssembly) -> int:
-        """Dynamic ranges depend on the samples that share a batch, so those are assessed as they will be served."""
-        is_dynamic = any(name.endswith("-dynamic") for name in plan.precisions.values())
-        return self.target.point.batch if is_dynamic else self.chunk
-
-    def _assess(self, outputs: Arrays, data: Dataset) -> Quality:
-        if id(data) not in self._reference:
-            run = self.models["fp32"].run if "fp32" in self.models else self.simulator.run
-            self._reference[id(data)] = run_in_chunks(run, data, self.chunk)
-        return assess(outputs, self._reference[id(data)], data, self.loss, self.classes)
-
-    def _timing_inputs(self) -> dict[str, np.ndarray[Any, Any]]:
-        """One batch of real samples where they have the operating point's shapes, seeded noise where not."""
-        shapes = self.costs.shapes.tensor_shapes
-        count = self.target.point.batch
-        data = self.splits.select
-        real = {name: np.resize(array, (count, *array.shape[1:])) for name, array in data.inputs.items()}
-        if all(array.shape == tuple(shapes[name]) for name, array in real.items()):
-            return real
-        return random_inputs(self.costs.graph, self.costs.shapes)
-
-
 def evaluate_target(
     index: int,
     target: Target,
@@ -221,10 +80,14 @@ def evaluate_target(
     splits: Splits,
     folder: Path,
     progress: Progress,
+    table: LatencyTable | None = None,
 ) -> TargetEvaluation:
-    """Everything of one target from plans to verdict; artifacts of the chosen assembly are left in `folder`."""
+    """Everything of one target from plans to verdict; artifacts of the chosen assembly are left in `folder`.
+
+    `table` names the kernels of a GPU, where no file is loaded but the layers are run by those.
+    """
     backend = backend_for(costs.profile) if costs.profile.measurable_here else None
-    bench = Workbench(index, target, costs, simulator, candidates, loss, splits, folder, backend)
+    bench = Workbench(index, target, costs, simulator, candidates, loss, splits, folder, backend, table)
     try:
         evaluated: list[Evaluated] = []
         for done, plan in enumerate(plans):

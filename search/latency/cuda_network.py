@@ -49,8 +49,8 @@ class Codes:
 class CudaNetwork(LoadedModel):
     """One assembly at one operating point. `choose` gives kernel names for a pair, best first (a table's `tried`).
 
-    `run` replays the graph on the given inputs; the first call captures it. The device's clock counts the replay alone,
-    not the copies to and from the host.
+    `run` replays the graph on the given inputs; the first call captures it. Fewer samples than the operating point's
+    batch are repeated to fill it. The device's clock counts the replay alone, not the copies to and from the host.
     """
 
     def __init__(
@@ -78,6 +78,8 @@ class CudaNetwork(LoadedModel):
         self._captured: CudaGraph | None = None
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        count = min(len(array) for array in inputs.values())
+        inputs = {name: self._filled(name, array) for name, array in inputs.items()}
         if self._captured is None:
             self._inputs = {name: self._input(array) for name, array in inputs.items()}
             self._enqueue()
@@ -88,7 +90,11 @@ class CudaNetwork(LoadedModel):
                 self._inputs[name].copy_(self._input(array))
         self._device.synchronize()
         self._clock.advance_us(self._captured.replay_us())
-        return {name: tensor.float().cpu().numpy() for name, tensor in self._outputs.items()}
+        return {name: tensor.float().cpu().numpy()[:count] for name, tensor in self._outputs.items()}
+
+    def _filled(self, name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        batch = self._shapes.tensor_shapes[name][0]
+        return array if len(array) == batch else np.resize(array, (batch, *array.shape[1:]))
 
     def executed_ops(self) -> list[ExecutedOp]:
         """What is in the graph, in order: kernels with the layer's name, conversions, and torch's op types."""
@@ -233,6 +239,18 @@ def layer_numbers(graph: Graph, layer: Layer, candidate: Candidate, assembly: As
     )
 
 
+def network_maker(
+    graph: Graph, shapes: OperatingShapes, device: CudaDevice, clock: DeviceClock, table: LatencyTable, threads: int = 1
+) -> Callable[[Assembly], CudaNetwork]:
+    """Turns an assembly into a network of the very kernels that the table's rows were timed with."""
+
+    def choose(op: OpShape, precision: Precision) -> list[str]:
+        tried = table.lookup(op, precision, threads).tried
+        return sorted(tried, key=lambda name: tried[name])
+
+    return lambda assembly: CudaNetwork(graph, assembly, shapes, device, clock, choose)
+
+
 def network_builder(
     graph: Graph,
     candidates: CandidateSet,
@@ -242,13 +260,6 @@ def network_builder(
     table: LatencyTable,
     threads: int = 1,
 ) -> Callable[[Mapping[str, str]], LoadedModel]:
-    """Turns precisions per layer into a network of the very kernels that the table's rows were timed with."""
-
-    def choose(op: OpShape, precision: Precision) -> list[str]:
-        tried = table.lookup(op, precision, threads).tried
-        return sorted(tried, key=lambda name: tried[name])
-
-    def build(precisions: Mapping[str, str]) -> CudaNetwork:
-        return CudaNetwork(graph, assemble(graph, precisions, candidates), shapes, device, clock, choose)
-
-    return build
+    """Turns precisions per layer into a network."""
+    make = network_maker(graph, shapes, device, clock, table, threads)
+    return lambda precisions: make(assemble(graph, precisions, candidates))
