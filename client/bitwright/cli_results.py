@@ -69,6 +69,9 @@ def allocate(
     batch: Annotated[int, typer.Option(min=1)] = 1,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, as name=128")] = None,
+    within: Annotated[
+        float | None, typer.Option("--within", help="Relative gap at which the stored front is answer enough")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Solve it, even where the stored front has an answer")] = False,
     timeout: Timeout = None,
     url: Url = None,
@@ -85,6 +88,7 @@ def allocate(
             batch=batch,
             threads=threads,
             dims=dims_of(dim or []),
+            within=within,
             exact=exact,
             timeout_s=timeout,
         )

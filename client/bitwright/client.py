@@ -186,17 +186,21 @@ class Client:
         threads: int = 1,
         dims: Mapping[str, int] | None = None,
         metric: str | None = None,
+        within: float | None = None,
         exact: bool = False,
         timeout_s: float | None = None,
     ) -> Allocation:
         """The allocation under other budgets, on one of the study's targets or on another `hardware`; no new scan.
 
-        A budget on the stored front is answered at once, others are solved from what is stored; `exact` always
-        solves. What it loses and costs is predicted: nothing is built. Raises `WaitTimeout`.
+        A budget that the stored front answers `within` a relative gap (the server's default when None) is answered at
+        once, others are solved from what is stored; `exact` always solves. What it loses and costs is predicted:
+        nothing is built. Raises `WaitTimeout`.
         """
         point = {"batch": batch, "threads": threads, "dims": dict(dims or {})}
         place = target if hardware is None else {"hardware": hardware, "operating_point": point}
-        body = {"target": place, "budgets": dict(budgets), "metric": metric, "exact": exact}
+        body: dict[str, Any] = {"target": place, "budgets": dict(budgets), "metric": metric, "exact": exact}
+        if within is not None:
+            body["within"] = within
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         params = {"wait": f"{min(POLL_WAIT_S, timeout_s or POLL_WAIT_S):.3f}"}
         response = self._to.post(f"/v1/studies/{study_id}/allocations", json=body, params=params)

@@ -37,7 +37,7 @@ def test_other_budgets(
         client.allocate(study, {"latency_ms": 1.5})
     assert early.value.code == "not_ready"
     work_off(worker, database)
-    found = client.allocate(study, {"latency_ms": 1.45})
+    found = client.allocate(study, {"latency_ms": 1.45}, within=1.0)
     assert (found.origin, found.is_terminal, found.is_infeasible) == ("front", True, False)
     assert found.result is not None
     assert found.result["predicted"] == {"latency_ms": pytest.approx(1.4)}
