@@ -230,6 +230,7 @@ def test_an_archive_is_the_files_in_it(api: httpx.Client, quick: Settings) -> No
         (b"no zip at all", 422, "archive_unreadable"),
         (b"", 422, "archive_unreadable"),
     ],
+    ids=map(str, range(19)),  # an archive holds the time it was made, which no name of a test may
 )
 def test_archives_that_are_refused(api: httpx.Client, quick: Settings, content: bytes, status: int, code: str) -> None:
     problem(api.post("/v1/models", files={"archive": ("net.zip", content)}), status, code)
