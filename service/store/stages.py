@@ -234,7 +234,8 @@ def close_succeeded(
             session.execute(insert(ArtifactRow), rows)
     followers = select(StageEdgeRow.after_id).where(StageEdgeRow.before_id == stage.id)
     count_down(session, followers)
-    record(session, study, "stage_succeeded", {"stage": stage.kind, "target": stage.target, "reused": reused})
+    which = {"stage": stage.kind, "shard": stage.shard, "target": stage.target}
+    record(session, study, "stage_succeeded", {**which, "reused": reused})
 
 
 def count_down(session: Session, stage_ids: Any) -> None:

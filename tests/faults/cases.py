@@ -353,7 +353,7 @@ def _judge(stack: Stack, study_id: str, case: Case, ledger: Path, outcome: Outco
         files = session.execute(
             select(ArtifactRow.name, func.count()).where(ArtifactRow.study_id == study_id).group_by(ArtifactRow.name)
         ).all()
-    ends = Counter(f"{event.data['stage']} {event.data['target']}" for event in finished)
+    ends = Counter(f"{event.data['stage']} {event.data['shard']} {event.data['target']}" for event in finished)
     outcome.duplicated = [name for name, count in ends.items() if count > 1]
     outcome.duplicated += [name for name, count in files if count > 1]
     # The stage that was hit may be begun again, but not when its end was committed, and no other ever.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import pytest
 
+from kernels import stopwatch
 from kernels.stopwatch import ThreadCpuClock, WallClock, choose_clock, summarize, wait_until_quiet
 
 
@@ -30,19 +32,31 @@ def test_several_threads_need_the_wall_clock() -> None:
     assert isinstance(choose_clock(burn, threads=2), WallClock)
 
 
-def test_quiet_means_that_no_other_thread_works() -> None:
-    stop = threading.Event()
+class BusyProcess:
+    """Stands in for `time`: other threads use the whole processor until `busy_s` have passed."""
 
-    def spin() -> None:
-        while not stop.is_set():
-            burn()
+    def __init__(self, busy_s: float) -> None:
+        self.busy_s, self.now = busy_s, 0.0
 
-    worker = threading.Thread(target=spin)
-    worker.start()
-    threading.Timer(0.05, stop.set).start()
+    def perf_counter(self) -> float:
+        return self.now
+
+    def thread_time(self) -> float:
+        return 0.0
+
+    def process_time(self) -> float:
+        return min(self.now, self.busy_s)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(("busy_s", "waits_s"), [(0.0, 0.0), (0.05, 0.05), (9.0, 0.2)])
+def test_quiet_means_that_no_other_thread_works(monkeypatch: pytest.MonkeyPatch, busy_s: float, waits_s: float) -> None:
+    process = BusyProcess(busy_s)
+    monkeypatch.setattr(stopwatch, "time", process)
     wait_until_quiet()
-    assert stop.is_set()
-    worker.join()
+    assert waits_s <= process.now <= waits_s + 0.02
 
 
 def test_both_clocks_run_forwards() -> None:

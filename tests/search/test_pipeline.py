@@ -12,7 +12,7 @@ import onnx
 import pytest
 from small_models import images, recurrent_cnn, small_cnn
 
-import search.evaluation.evaluate as evaluation
+import search.evaluation.workbench as workbench
 from kernels.errors import KernelsError
 from kernels.registry import load_profile
 from search.artifact.audit import Audit, Finding
@@ -121,7 +121,7 @@ def test_tolerance_takes_the_fastest_that_keeps_it(scanned: Path, tmp_path: Path
 def test_assembly_that_fails_the_audit_is_discarded_with_its_reason(
     scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sound = evaluation.audit_model
+    sound = workbench.audit_model
 
     def audit(model: bytes, *rest: Any, expected: dict[str, str], **named: Any) -> Audit:
         found = sound(model, *rest, expected=expected, **named)
@@ -129,7 +129,7 @@ def test_assembly_that_fails_the_audit_is_discarded_with_its_reason(
             return found
         return Audit(found.runtime, found.layers, (Finding("quantized_ran_float", None, "ran in float"),), found.ops)
 
-    monkeypatch.setattr(evaluation, "audit_model", audit)
+    monkeypatch.setattr(workbench, "audit_model", audit)
     report, _ = finish(scanned, tmp_path, spec({"size_bytes": "0.5x"}))
     rows = {row["name"]: row for row in report["targets"][0]["assemblies"]}
     assert rows["uniform w8a8"]["discarded"] == "ran in float"
