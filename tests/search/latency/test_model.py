@@ -76,13 +76,13 @@ def test_a_poor_fit_takes_more_runs_and_keeps_the_ones_it_has(
     measured: MeasuredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = load_profile("fake")
-    monkeypatch.setattr(model, "GOOD_MEAN", measured.fit.loo_mape + 1)
-    monkeypatch.setattr(model, "GOOD_MAX", measured.fit.loo_max + 1)
-    few = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit.runs
-    all_runs = measured.fit.runs
-    assert all_runs[: len(few)] == few
-    assert len(all_runs) >= len(few) + model.RUNS_PER_ROUND, "the fake device is no sum of rows"
-    assert len({frozenset(run.precisions.items()) for run in all_runs}) == len(all_runs)
+    monkeypatch.setattr(model, "GOOD_MEAN", 0.0)
+    more = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit.runs
+    few = measured.fit.runs
+    assert model.is_good(measured.fit) is False, "no fit is without any error"
+    assert more[: len(few)] == few
+    assert len(more) >= len(few) + model.RUNS_PER_ROUND
+    assert len({frozenset(run.precisions.items()) for run in more}) == len(more)
 
 
 def test_a_second_time_measures_no_row_again(measured: MeasuredModel) -> None:
