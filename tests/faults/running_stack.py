@@ -59,6 +59,7 @@ class Stack:
             port=self.port,
             worker_silent_s=3.0,
             stall_s=6.0,
+            scan_shards=1,  # a worker that was killed counts as live for a while, and would add a shard
             **changes,
         )
         self.database = Database(self.settings.resolved_database_url)
