@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 
 from kernels.errors import KernelsError
@@ -25,8 +25,7 @@ class KernelSource:
     `tiles` maps a configuration's name to its macros (`-DBLOCK_M=128`); the first one is the default. `instructions`
     lists the matrix instructions the file chooses from, preferred first, named as in `kernels.cuda.capability`: on an
     architecture that rejects the first it falls back to the next. `rejected_by` names architectures on which the
-    compilation must fail. `verified_on` names architectures on which the kernel ran and was exact; elsewhere its
-    numbers are `unverified`.
+    compilation must fail. Which of them ran on a card and were exact stands in `kernels/profiles/verified.json`.
     """
 
     name: str
@@ -35,7 +34,6 @@ class KernelSource:
     tiles: Mapping[str, Defines]
     instructions: tuple[str, ...] = ()
     rejected_by: frozenset[str] = frozenset()
-    verified_on: frozenset[str] = field(default_factory=frozenset)
 
     @property
     def default_tile(self) -> str:

@@ -26,6 +26,9 @@ _FLOAT = frozenset(
      "NhwcFusedConv"}
 )  # fmt: skip
 _OPENVINO_WEIGHTED = frozenset({"Convolution", "FullyConnected", "MatMul", "Deconvolution", "Gather"})
+_WEIGHT_ONLY = frozenset({"MatMulNBits", "GatherBlockQuantized"})
+WEIGHTED_TYPES = _INTEGER | _FLOAT | _WEIGHT_ONLY | _OPENVINO_WEIGHTED
+"""Op types of either runtime that may carry weights."""
 _SUFFIX = re.compile(
     r"(_token_\d+|_nchwc|_T|/duplicated.*|/WithoutBiases.*|/Dequantization.*|_original|/MatMulAddFusion.*)+$"
 )
@@ -54,7 +57,7 @@ def _onnxruntime_ops(optimized: onnx.ModelProto) -> list[WeightedOp]:
     for node in optimized.graph.node:
         if node.op_type in _INTEGER:
             compute = Compute.INT8
-        elif node.op_type in ("MatMulNBits", "GatherBlockQuantized"):
+        elif node.op_type in _WEIGHT_ONLY:
             compute = Compute.WEIGHT_ONLY
         elif node.op_type in _FLOAT:
             compute = Compute.FLOAT

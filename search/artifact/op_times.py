@@ -18,19 +18,13 @@ import numpy as np
 import onnxruntime
 import openvino
 
+from search.artifact.executed import WEIGHTED_TYPES
 from search.errors import BadSubmission
 
 PROFILED_RUNTIMES = ("onnxruntime_cpu", "openvino")
 RUNS = 10
 LARGE_SHARE = 0.1
 """An op without weights that takes more of a run than this is named in the report."""
-_WEIGHTED = frozenset(
-    {
-        "Conv", "FusedConv", "QLinearConv", "ConvInteger", "ConvTranspose", "Gemm", "FusedGemm", "QGemm", "MatMul",
-        "FusedMatMul", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
-        "Gather", "Convolution", "Deconvolution", "FullyConnected",
-    }
-)  # fmt: skip
 _ERROR_LEVEL = 3
 
 
@@ -67,7 +61,7 @@ def op_times(
     taken = profiler(model, threads, session_options, inputs, runs)
     typical = {op: median(times) for op, times in taken.items()}
     total = sum(typical.values()) or 1.0
-    found = [OpTime(name, kind, us / total, kind in _WEIGHTED) for (name, kind), us in typical.items()]
+    found = [OpTime(name, kind, us / total, kind in WEIGHTED_TYPES) for (name, kind), us in typical.items()]
     return tuple(sorted(found, key=lambda op: -op.share))
 
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -380,3 +380,23 @@ def orphans(stack: Stack) -> list[str]:
     """Command lines of processes that belong to this stack's stages."""
     listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if f"{stack.settings.data_folder.absolute()}/stages/" in line]
+
+
+def run_stack(stack: Stack) -> Iterator[Stack]:
+    """A fixture's body: the stack runs while it is used, and leaves no process behind."""
+    try:
+        stack.start()
+        yield stack
+        assert orphans(stack) == [], "processes of stages are left"
+    finally:
+        stack.close()
+
+
+def check_case(stack: Stack, case: Case) -> None:
+    """One cell of the matrix, held to everything that is promised."""
+    assert case in matrix()
+    outcome = run_case(stack, case)
+    assert outcome.problem == "", outcome
+    assert outcome.state == "succeeded", outcome
+    assert outcome.duplicated == [], outcome
+    assert outcome.computed_again == [], outcome

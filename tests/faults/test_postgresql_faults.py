@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.cases import Case, matrix, orphans, run_case
+from tests.faults.cases import Case, check_case, run_stack
 from tests.faults.running_stack import PostgresStack, Stack
 
 CELLS = (
@@ -19,21 +19,9 @@ CELLS = (
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    found = PostgresStack()
-    try:
-        found.start()
-        yield found
-        assert orphans(found) == [], "processes of stages are left"
-    finally:
-        found.close()
+    yield from run_stack(PostgresStack())
 
 
 @pytest.mark.parametrize(("fault", "point"), CELLS)
 def test_the_study_ends_well_and_nothing_is_done_twice(stack: Stack, fault: str, point: str) -> None:
-    case = Case(fault, point, stack.key)
-    assert case in matrix()
-    outcome = run_case(stack, case)
-    assert outcome.problem == ""
-    assert outcome.state == "succeeded"
-    assert outcome.duplicated == []
-    assert outcome.computed_again == []
+    check_case(stack, Case(fault, point, stack.key))
