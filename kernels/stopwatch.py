@@ -45,6 +45,21 @@ class WallClock:
         return time.perf_counter_ns()
 
 
+class CountedClock:
+    """Time that passes only when someone calls `advance_us`; subclasses say in `name` who counts."""
+
+    name = "counted"
+
+    def __init__(self) -> None:
+        self._now_ns = 0
+
+    def now_ns(self) -> int:
+        return self._now_ns
+
+    def advance_us(self, microseconds: float) -> None:
+        self._now_ns += round(microseconds * NANOSECONDS_PER_MICROSECOND)
+
+
 def choose_clock(work: Callable[[], None], threads: int) -> Clock:
     """The thread's CPU clock when one thread is asked for and `work` really runs in the caller; else the wall clock.
 

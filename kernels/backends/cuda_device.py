@@ -17,6 +17,7 @@ from kernels.backends.base import OpFailed
 from kernels.cuda.source import Defines, KernelSource
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import BackendUnavailable
+from kernels.stopwatch import CountedClock
 
 
 class OutOfDeviceMemory(OpFailed):
@@ -107,16 +108,7 @@ class CudaDevice(Protocol):
         ...
 
 
-class DeviceClock:
+class DeviceClock(CountedClock):
     """Time as the device's events counted it: what the host does between replays is not in it."""
 
     name = "cuda_events"
-
-    def __init__(self) -> None:
-        self._now_ns = 0
-
-    def now_ns(self) -> int:
-        return self._now_ns
-
-    def advance_us(self, microseconds: float) -> None:
-        self._now_ns += round(microseconds * 1_000)

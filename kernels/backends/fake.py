@@ -22,6 +22,7 @@ from kernels.precision import FP32, Precision
 from kernels.random_layer import RandomLayer, random_layer
 from kernels.recipe import Recipe
 from kernels.reference import expected_output
+from kernels.stopwatch import CountedClock
 
 FAKE_DEVICE = DeviceIdentity(kind="cpu", name="fake", cores=64, memory_bytes=1 << 34, isa=("avx512f", "amx_int8"))
 _CALL_US = 2.0
@@ -34,19 +35,10 @@ _ANCHOR_NS = 10_000
 _SERIAL_SHARE = 0.1
 
 
-class FakeClock:
-    """Time that passes only when someone calls `advance_us`."""
+class FakeClock(CountedClock):
+    """The fake device's time."""
 
     name = "fake"
-
-    def __init__(self) -> None:
-        self._now_ns = 0
-
-    def now_ns(self) -> int:
-        return self._now_ns
-
-    def advance_us(self, microseconds: float) -> None:
-        self._now_ns += round(microseconds * 1_000)
 
 
 def fake_profile() -> HardwareProfile:
