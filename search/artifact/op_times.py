@@ -19,13 +19,13 @@ import onnxruntime
 import openvino
 
 from search.artifact.executed import WEIGHTED_TYPES
+from search.artifact.session import onnxruntime_options
 from search.errors import BadSubmission
 
 PROFILED_RUNTIMES = ("onnxruntime_cpu", "openvino")
 RUNS = 10
 LARGE_SHARE = 0.1
 """An op without weights that takes more of a run than this is named in the report."""
-_ERROR_LEVEL = 3
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,8 @@ def _onnxruntime(
     inputs: Mapping[str, np.ndarray[Any, Any]],
     runs: int,
 ) -> _Taken:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _ERROR_LEVEL
+    options = onnxruntime_options(threads, session_options)
     options.enable_profiling = True
-    for key, value in session_options.items():
-        options.add_session_config_entry(key, value)
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])

@@ -46,16 +46,23 @@ def open_model(
     )
 
 
+def onnxruntime_options(threads: int, session_options: Mapping[str, str]) -> onnxruntime.SessionOptions:
+    """ONNX Runtime's own form of the session options, quiet but for errors."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERROR_LEVEL
+    for key, value in session_options.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
 def optimized_graph(model: bytes | Path, threads: int, session_options: Mapping[str, str]) -> onnx.ModelProto:
     """The graph that ONNX Runtime executes after its optimizations; large weights stay outside.
 
     Raises the backend's `BadModel` when the model does not load.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = _ERROR_LEVEL
-    for key, value in session_options.items():
-        options.add_session_config_entry(key, value)
+    options = onnxruntime_options(threads, session_options)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
