@@ -1,4 +1,7 @@
-"""Shares of the executed ops add up, and an op without weights that dominates is named."""
+"""Shares of the executed ops add up, and an op without weights above the limit is conspicuous.
+
+How large a share a real run gives an op is the machine's affair and is not asserted.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from kernels.backends import onnxruntime_cpu, openvino
-from search.artifact.op_times import op_times
+from search.artifact.op_times import LARGE_SHARE, OpTime, op_times
 from search.errors import BadSubmission
 
 OPTIONS = {"onnxruntime_cpu": onnxruntime_cpu.SESSION_OPTIONS, "openvino": openvino.SESSION_OPTIONS}
@@ -35,15 +38,20 @@ def model(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime_cpu", "openvino"])
-def test_shares_add_up_and_the_activation_is_conspicuous(tmp_path: Path, runtime: str) -> None:
+def test_every_executed_op_has_its_share(tmp_path: Path, runtime: str) -> None:
     inputs = {"x": np.random.default_rng(0).normal(size=(2048, 64)).astype(np.float32)}
     found = op_times(model(tmp_path / "m.onnx"), runtime, 1, OPTIONS[runtime], inputs, runs=5)
     assert sum(op.share for op in found) == pytest.approx(1.0)
     assert [op.share for op in found] == sorted((op.share for op in found), reverse=True)
-    conspicuous = [op for op in found if op.is_conspicuous]
-    assert len(conspicuous) >= 1
-    assert not any(op.is_weighted for op in conspicuous)
-    assert "activation" in {op.name for op in conspicuous}
+    weighted = {op.name: op.is_weighted for op in found}
+    assert weighted["activation"] is False
+    assert True in weighted.values()
+
+
+def test_only_a_large_op_without_weights_is_conspicuous() -> None:
+    assert OpTime("activation", "Erf", LARGE_SHARE + 0.01, is_weighted=False).is_conspicuous
+    assert not OpTime("activation", "Erf", LARGE_SHARE, is_weighted=False).is_conspicuous
+    assert not OpTime("product", "MatMul", 0.9, is_weighted=True).is_conspicuous
 
 
 def test_other_runtimes_are_refused(tmp_path: Path) -> None:
