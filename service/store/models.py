@@ -240,6 +240,17 @@ class SavedPartRow(Base):
     created_at: Mapped[float]
 
 
+class StageLogRow(Base):
+    """The end of what a stage's process printed in its last attempt that printed anything; `is_cut`: it was more."""
+
+    __tablename__ = "stage_logs"
+    stage_id: Mapped[str] = mapped_column(ForeignKey("stages.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int]
+    text: Mapped[str]
+    is_cut: Mapped[bool]
+    written_at: Mapped[float]
+
+
 class StageEdgeRow(Base):
     """`after_id` waits for `before_id`."""
 
