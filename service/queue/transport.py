@@ -13,6 +13,7 @@ import logging
 import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -21,7 +22,6 @@ from kombu.transport import filesystem
 
 log = logging.getLogger(__name__)
 LEFTOVER_S = 86400.0
-DRAIN_LIMIT_S = 0.5
 
 
 class Channel(filesystem.Channel):
@@ -119,11 +119,21 @@ def sweep_leftovers(folder: Path, *, older_s: float = LEFTOVER_S) -> int:
 
 
 class Transport(filesystem.Transport):
-    """`filesystem://` with the channel above."""
+    """`filesystem://` with the channel above, for Celery's event loop, which looks into the folder by a timer.
+
+    Without a loop Celery gives its pool one pipe for all and a lock that an idle process holds while it waits: one that
+    is killed then takes the lock with it, and its successor waits for ever. With a loop each process has its own pipe.
+    """
 
     Channel = Channel
+    implements = filesystem.Transport.implements.extend(asynchronous=True)
 
-    def drain_events(self, connection: Any, timeout: float | None = None, **kwargs: Any) -> None:
-        """As kombu's, but a worker that is told to end notices sooner."""
-        limit = DRAIN_LIMIT_S if timeout is None else min(timeout, DRAIN_LIMIT_S)
-        super().drain_events(connection, timeout=limit, **kwargs)  # type: ignore[no-untyped-call]
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        loop.call_repeatedly(self.polling_interval, self._take_waiting)
+
+    def _take_waiting(self) -> None:
+        """Deliver what waits, as far as the consumers' prefetch allows."""
+        assert self.cycle is not None
+        with suppress(Empty):
+            while True:
+                self.cycle.get(self._deliver)  # type: ignore[no-untyped-call]

@@ -46,6 +46,7 @@ class Stack:
     """Processes by role, the client of their API, and a folder for all they keep."""
 
     key = ""
+    stall_s = 6.0
 
     def __init__(self, **changes: object) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bitwright-stack-"))
@@ -58,7 +59,7 @@ class Stack:
             broker_url=self._broker_url(),
             port=self.port,
             worker_silent_s=3.0,
-            stall_s=6.0,
+            stall_s=self.stall_s,
             scan_shards=1,  # a worker that was killed counts as live for a while, and would add a shard
             **changes,
         )
@@ -226,6 +227,7 @@ class SqliteStack(Stack):
     """SQLite and a folder of messages, as `bitwright-server up` has them."""
 
     key = "sqlite"
+    stall_s = 3600.0  # nothing that happens to a folder may need the watchdog
 
 
 class PostgresStack(Stack):

@@ -10,6 +10,7 @@ from tests.faults.cases import Case, check_case, run_stack
 from tests.faults.running_stack import SqliteStack, Stack
 
 CELLS = (
+    ("kill -9 pool process", "while idle"),
     ("kill -9 worker group", "parts saved"),
     ("SIGSTOP > lease, SIGCONT", "output, no commit"),
     ("messages dropped", "before a claim"),

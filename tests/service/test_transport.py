@@ -87,6 +87,37 @@ def test_every_message_is_taken_once_under_contention(folder: Path) -> None:
     assert sorted(taken) == list(range(count))
 
 
+class Loop:
+    """As much of Celery's event loop as the transport asks for."""
+
+    def call_repeatedly(self, delay_s: float, callback: Any) -> None:
+        self.delay_s, self.callback = delay_s, callback
+
+
+def test_the_event_loop_takes_what_waits_as_far_as_the_prefetch_allows(folder: Path) -> None:
+    options = {"folder": str(folder), "polling_interval": 0.2}
+    with Connection("filesystem://localhost//", transport_options=options) as connection:
+        assert connection.transport.implements.asynchronous, "else an idle process killed takes the pool's lock along"
+        one = connection.default_channel
+        sent = [one.prepare_message(str(number)) for number in range(3)]
+        taken: list[Any] = []
+        one.basic_qos(0, 2, False)
+        one.basic_consume("q", False, taken.append, "consumer")
+        loop = Loop()
+        connection.transport.register_with_event_loop(connection.connection, loop)
+        assert loop.delay_s == 0.2
+        loop.callback()
+        assert taken == []
+        for message in sent:
+            one._inplace_augment_message(message, "q", "q")
+            one._put("q", message)
+        loop.callback()
+        assert [message.body for message in taken] == [b"0", b"1"]
+        taken[0].ack()
+        loop.callback()
+        assert [message.body for message in taken] == [b"0", b"1", b"2"]
+
+
 def test_purging_empties_one_queue(folder: Path) -> None:
     one = channel(folder)
     one._put("a", {"body": 1})
