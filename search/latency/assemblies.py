@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from kernels.precision import FP32
 from search.groups import LayerGroup
@@ -61,6 +62,11 @@ def calibration_assemblies(
         draw = _scattered if attempt % 2 else _in_runs
         add(f"random-{attempt}", draw(free, offers, generator))
     return list(found.values())[:wanted]
+
+
+def count_assemblies(groups: Sequence[LayerGroup], terms: LatencyTerms) -> int:
+    """How many allocations there are whose times may differ."""
+    return prod(len(_one_per_kernel(group, terms)) for group in groups)
 
 
 def _one_per_kernel(group: LayerGroup, terms: LatencyTerms) -> list[str]:

@@ -30,7 +30,8 @@ class LatencyFit:
     """Prediction of end-to-end latency for any allocation of one model x profile x operating point.
 
     `loo_mape` and `loo_max` are the leave-one-out relative errors (fractions) over `runs`; show one wherever a
-    predicted latency is shown.
+    predicted latency is shown. They are None where no run can be predicted from the others: the model has so few
+    allocations that each alone uses some kernel class.
 
     Without runs it is an estimate (see `search.latency.estimated`): no errors are known, `caveat` says so, and
     `row_statuses` counts where its rows come from.
@@ -62,8 +63,10 @@ class LatencyFit:
     @property
     def accuracy(self) -> str:
         """The leave-one-out error in words."""
-        if self.loo_mape is None or self.loo_max is None:
+        if not self.runs:
             return "no run of the whole model to compare with"
+        if self.loo_mape is None or self.loo_max is None:
+            return f"only {len(self.runs)} allocations differ in time: all were timed, none can be left out"
         return f"leave-one-out error {100 * self.loo_mape:.1f} % (at most {100 * self.loo_max:.1f} %)"
 
     def predict(self, precisions: Mapping[str, str]) -> float:
@@ -118,15 +121,19 @@ def fit_latency(
     point: OperatingPoint,
     model: str,
     table_version: int = 0,
+    possible: int | None = None,
 ) -> LatencyFit:
     """Fit the coefficients to end-to-end runs and check them by leaving each run out once.
 
-    Raises `NotEnoughData` (`too_few_runs`) with fewer runs than three more than kernel classes.
+    `possible` is how many allocations there are that differ in time, where that is known: a model of one layer has
+    three or four, and once all are timed there is nothing left to predict. Raises `NotEnoughData` (`too_few_runs`)
+    with fewer runs than that and than three more than kernel classes.
     """
-    least = len(used_classes(terms, runs)) + LEAST_RUNS_ABOVE_CLASSES
-    if len(runs) < least:
+    classes = len(used_classes(terms, runs))
+    least = classes + LEAST_RUNS_ABOVE_CLASSES
+    if len(runs) < (least if possible is None else min(least, possible)):
         raise NotEnoughData(
-            f"{len(runs)} end-to-end runs cannot fix the scales of {least - LEAST_RUNS_ABOVE_CLASSES} kernel classes",
+            f"{len(runs)} end-to-end runs cannot fix the scales of {classes} kernel classes",
             hint=f"measure at least {least}; 8 to 16 are good",
             code="too_few_runs",
         )
@@ -138,7 +145,7 @@ def fit_latency(
         terms=terms,
         runs=tuple(runs),
         coefficients=solve_coefficients(terms, runs),
-        loo_mape=float(np.mean(np.abs(errors))),
-        loo_max=float(np.max(np.abs(errors))),
+        loo_mape=float(np.mean(np.abs(errors))) if len(errors) else None,
+        loo_max=float(np.max(np.abs(errors))) if len(errors) else None,
         table_version=table_version,
     )

@@ -20,7 +20,7 @@ from search.candidates.finish import finish_candidates
 from search.errors import BadSubmission, UnsupportedOp
 from search.graph import Graph
 from search.groups import group_layers
-from search.latency.assemblies import CalibrationAssembly, calibration_assemblies
+from search.latency.assemblies import CalibrationAssembly, calibration_assemblies, count_assemblies
 from search.latency.coefficients import EndToEndRun
 from search.latency.cuda_network import network_builder
 from search.latency.fit import LatencyFit, fit_latency
@@ -99,6 +99,7 @@ def measure_model(
     terms = latency_terms(graph, shapes, profile, kept, table, point.threads)
     layers = {name for name, _, _ in kept}
     groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
+    possible = count_assemblies(groups, terms)
 
     build = (
         network_builder(graph, candidates, shapes, backend.device, backend.clock(point.threads), table, point.threads)
@@ -118,14 +119,20 @@ def measure_model(
             progress=lambda done, total: report(done, total, "end-to-end runs"),
         )
         return fit_latency(
-            terms, runs, profile=profile.slug, point=point, model=graph.content_hash, table_version=table.version
+            terms,
+            runs,
+            profile=profile.slug,
+            point=point,
+            model=graph.content_hash,
+            table_version=table.version,
+            possible=possible,
         )
 
     filling = calibration_assemblies(groups, terms, seed=seed)
     fit = fitted(filling)
     fit = fitted(guided_assemblies(groups, fit, seed), fit.runs)
     for more in range(1, MORE_ROUNDS + 1):
-        if is_good(fit):
+        if is_good(fit) or len(fit.runs) >= possible:
             break
         count = len(filling) + more * RUNS_PER_ROUND
         fit = fitted(
@@ -139,9 +146,9 @@ def measure_model(
 
 
 def is_good(fit: LatencyFit) -> bool:
-    """Whether the fit's own errors are small enough to rely on it."""
-    assert fit.loo_mape is not None
-    assert fit.loo_max is not None
+    """Whether the fit's own errors are small enough to rely on it; unknown errors are not."""
+    if fit.loo_mape is None or fit.loo_max is None:
+        return False
     return fit.loo_mape <= GOOD_MEAN and fit.loo_max <= GOOD_MAX
 
 

@@ -123,3 +123,20 @@ def test_a_profile_that_offers_nothing_says_so() -> None:
     with pytest.raises(BadSubmission, match="no layer of the model") as error:
         measure_model(small_graph(), bare, backend_for(profile), OperatingPoint())
     assert error.value.code == "nothing_to_measure"
+
+
+def test_a_model_of_one_layer_is_fitted_to_all_the_runs_there_are() -> None:
+    rng = np.random.default_rng(0)
+    constants = [numpy_helper.from_array(rng.normal(0, 0.2, (32, 10)).astype(np.float32), "w")]
+    image = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["batch", 32])
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 10])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logits"], name="head")]
+    made = helper.make_graph(nodes, "one", [image], [logits], constants)
+    graph = graph_from_model(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    profile = load_profile("fake")
+    fit = measure_model(graph, profile, backend_for(profile), OperatingPoint()).fit
+    assert len({frozenset(run.precisions.items()) for run in fit.runs}) == len(fit.runs) >= 2
+    for run in fit.runs:
+        assert fit.predict(run.precisions) == pytest.approx(run.median_us, rel=0.02)
+    if fit.loo_mape is None:
+        assert "none can be left out" in fit.accuracy
