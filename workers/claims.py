@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from service.lifecycle import StageState
 from service.store.database import Database, database_now, is_lock_timeout
 from service.store.models import StageRow, StudyRow
+from service.store.stage_logs import write_log
 from service.store.stages import advance, close_succeeded, fail_study, wake_followers
 from service.store.studies import lock_study, record, rows_changed, settle, touch
 
@@ -64,6 +65,15 @@ class OutputFile:
         return {"name": self.name, "sha256": self.sha256, "size_bytes": self.size_bytes, "media_type": self.media_type}
 
 
+@dataclass(frozen=True)
+class StageLog:
+    """The end of what an attempt at a stage printed, fit to be shown; `is_cut` when it was more."""
+
+    attempt: int
+    text: str
+    is_cut: bool
+
+
 def _study_of(session: Session, stage_id: str) -> StudyRow | None:
     study_id = session.scalar(select(StageRow.study_id).where(StageRow.id == stage_id))
     return None if study_id is None else lock_study(session, study_id)
@@ -102,8 +112,18 @@ def claim(database: Database, stage_id: str, *, worker_id: str, lease_s: float) 
         return Claim(stage_id, study.id, row.kind, row.target, row.queue, dict(study.spec), row.attempt, row.fence)
 
 
-def beat(database: Database, held: Claim, *, lease_s: float, progress: dict[str, Any] | None = None) -> Beat:
-    """Renew the lease, tell the progress, and learn whether to go on."""
+def beat(
+    database: Database,
+    held: Claim,
+    *,
+    lease_s: float,
+    progress: dict[str, Any] | None = None,
+    printed: StageLog | None = None,
+) -> Beat:
+    """Renew the lease, tell the progress and what was printed, and learn whether to go on.
+
+    What was printed has an address of its own and does not move the study's version.
+    """
     values: dict[str, Any] = {"lease_until": database_now() + lease_s}
     if progress is not None:
         values["progress"] = progress
@@ -113,6 +133,8 @@ def beat(database: Database, held: Claim, *, lease_s: float, progress: dict[str,
         renewed = session.execute(_held(held).values(**values).returning(StageRow.id)).one_or_none()
         if renewed is None:
             return Beat.LOST
+        if printed is not None:
+            write_log(session, held.stage_id, attempt=printed.attempt, text=printed.text, is_cut=printed.is_cut)
         if study is None:
             study = session.get(StudyRow, held.study_id)
         else:

@@ -35,7 +35,8 @@ from service.store.stages import forget_outputs, study_outputs
 from service.studies.inputs import InputDeleted, StageInputs
 from service.version import VERSION
 from workers import claims
-from workers.claims import Beat, Claim
+from workers.child_log import ChildLog
+from workers.claims import Beat, Claim, StageLog
 from workers.heartbeat import Heartbeat
 from workers.measured_rows import rows_to_append
 from workers.patience import patiently
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 CODE_FOLDER = Path(__file__).resolve().parents[1]
 MAX_LINE_BYTES = 4096
 MAX_PIPE_BYTES = 64 << 20
-LOG_TAIL_BYTES = 8192
 LOCK_NAME = ".lock"
 LOG_NAME = "child.log"
 MAX_LOG_BYTES = 64 << 20
@@ -162,10 +162,11 @@ class Supervisor:
         backoff_s = self._settings.retry_backoff_s
         self._patiently(lambda: claims.give_back(self._database, held, error, backoff_s=backoff_s))
 
-    def _beat(self, held: Claim, progress: dict[str, Any] | None = None) -> Beat:
+    def _beat(self, held: Claim, progress: dict[str, Any] | None = None, printed: StageLog | None = None) -> Beat:
         """A beat; while the database is away nobody else can claim the stage either, so the child goes on."""
+        lease_s = self._settings.lease_s
         try:
-            return claims.beat(self._database, held, lease_s=self._settings.lease_s, progress=progress)
+            return claims.beat(self._database, held, lease_s=lease_s, progress=progress, printed=printed)
         except SQLAlchemyError as error:
             if not is_outage(error):
                 raise
@@ -181,6 +182,12 @@ class Supervisor:
                 raise
             log.warning("saved parts wait for the next beat: %s", str(error).partition("\n")[0][:300])
             return True
+
+    def _keep_log(self, held: Claim, printed: ChildLog) -> None:
+        """All of it once more at the end: a beat that found the database away has not told its part."""
+        if (whole := printed.now(held.attempt)) is not None:
+            lease_s = self._settings.lease_s
+            self._patiently(lambda: claims.beat(self._database, held, lease_s=lease_s, printed=whole))
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:
@@ -249,15 +256,23 @@ class Supervisor:
                 )
             finally:
                 os.close(writer)
+            printed = ChildLog(child_log, folder, CODE_FOLDER)
             try:
-                why = self._watch(held, pipe.fileno(), child, parts, folder)
+                why = self._watch(held, pipe.fileno(), child, parts, folder, printed)
             finally:
                 status = kill_child(child)
-            child_log.seek(max(0, child_log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            return Ended(why, status, child_log.read().decode("utf-8", "replace"))
+            if why is not Ending.LOST:
+                self._keep_log(held, printed)
+            return Ended(why, status, printed.raw_tail())
 
     def _watch(
-        self, held: Claim, pipe: int, child: subprocess.Popen[bytes], parts: SavedParts | None, folder: Path
+        self,
+        held: Claim,
+        pipe: int,
+        child: subprocess.Popen[bytes],
+        parts: SavedParts | None,
+        folder: Path,
+        printed: ChildLog,
     ) -> Ending:
         settings = self._settings
         deadline = time.monotonic() + settings.stage_wall_s
@@ -285,12 +300,12 @@ class Supervisor:
             if time.monotonic() >= deadline:
                 return Ending.TIMEOUT
             if time.monotonic() >= next_beat:
-                answer = self._beat(held, progress)
+                answer = self._beat(held, progress, printed.news(held.attempt))
                 if answer is not Beat.GO_ON:
                     return Ending.STOPPED if answer is Beat.STOP else Ending.LOST
                 if not self._keep(parts):
                     return Ending.LOST
-                if (folder / LOG_NAME).stat().st_size > MAX_LOG_BYTES:
+                if printed.size_bytes > MAX_LOG_BYTES:
                     return Ending.FLOOD
                 if used_bytes(folder) > settings.stage_disk_bytes:
                     return Ending.FULL

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from service.blobs import Blobs, StoredFile
 from service.store.database import Database
 from service.store.references import referenced_blobs
+from service.store.stage_logs import forget_logs
 from service.store.stages import forget_saved_parts
 
 PARTS_KEPT_S = 90 * 86400.0
 """Parts of scans are kept this long: the next device of a known model starts from them."""
+LOGS_KEPT_S = 90 * 86400.0
+"""What stages printed is read while a study is young."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def collect_garbage(database: Database, blobs: Blobs, *, grace_s: float, dry_run
     if not dry_run:
         with database.write() as session:
             forget_saved_parts(session, PARTS_KEPT_S)
+            forget_logs(session, LOGS_KEPT_S)
     named = referenced_blobs(database)
     unnamed = [file for file in files if file.sha256 is None or file.sha256 not in named]
     removed: list[StoredFile] = []

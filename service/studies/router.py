@@ -24,6 +24,7 @@ from service.store.studies import request_cancel
 from service.studies.allocations import router as allocations
 from service.studies.evaluations import router as evaluations
 from service.studies.idempotency import IdempotencyKey, make_once
+from service.studies.printed import router as printed
 from service.studies.schemas import (
     ArtifactList,
     ArtifactView,
@@ -42,6 +43,7 @@ router = APIRouter(prefix="/v1/studies", tags=["studies"])
 LOOK_EVERY_S = 0.25
 router.include_router(allocations)
 router.include_router(evaluations)
+router.include_router(printed)
 
 
 @router.post("", status_code=201, responses={200: {"model": StudyView}})

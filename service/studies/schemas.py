@@ -253,6 +253,25 @@ class EventList(BaseModel):
     items: list[EventView]
 
 
+class StageLog(BaseModel):
+    """The last lines one stage printed in its last attempt that printed any; `is_cut`: there were more before them.
+
+    Folders of the server are left out of them.
+    """
+
+    stage: str
+    target: int | None
+    shard: int | None
+    attempt: int
+    written_at: str | None
+    is_cut: bool
+    lines: list[str]
+
+
+class StudyLog(BaseModel):
+    items: list[StageLog]
+
+
 class AllocationResult(BaseModel):
     """A predicted allocation: nothing of it was built or run.
 

@@ -18,7 +18,7 @@ from service.studies.schemas import Progress, StageView, StudyError, StudySummar
 from service.times import iso
 from service.version import VERSION
 
-LINKS = ("cancel", "retry", "clone", "events", "artifacts", "allocations", "front", "report")
+LINKS = ("cancel", "retry", "clone", "events", "log", "artifacts", "allocations", "front", "report")
 
 
 @dataclass(frozen=True)

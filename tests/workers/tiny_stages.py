@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+PRINTED = ("\x1b[31ma warning\x1b[0m of a library", "reading", "<img src=x onerror=window.hacked=1> {a|b}")
 Progress = Callable[[int, int, str, str], None]
 
 
@@ -44,6 +45,11 @@ def misbehave(kind: str, spec: dict[str, Any], folder: Path, progress: Progress)
     how = asked["how"]
     if how == "hold":
         progress(1, 100, "naps", "holding")
+        await_file(asked["until"])
+    if how == "print":
+        print(PRINTED[0])
+        print(PRINTED[1], Path.cwd() / "model.onnx", "/usr/lib/python3/site.py", file=sys.stderr)
+        print(PRINTED[2])
         await_file(asked["until"])
     if how == "user_error":
         raise TinyError("op_unsupported", "the model has the op Loop", "export it without control flow")
