@@ -15,6 +15,7 @@ KERNEL_DECIDING_FLAGS = (
     "asimd", "asimddp", "i8mm", "bf16", "sve",
 )  # fmt: skip
 VNNI_FLAGS = frozenset({"avx_vnni", "avx512_vnni", "amx_int8"})
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 _CACHE_ROOT = Path("/sys/devices/system/cpu/cpu0/cache")
 _GIB = 1 << 30
 _BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -51,6 +52,11 @@ def saturates_in_int8(device: DeviceIdentity) -> bool:
     There weights must keep to 7 bits (`Numerics.reduced_range`); ARM widens to 32 bit and is safe.
     """
     return "x86" in device.os.lower().replace("amd64", "x86") and not VNNI_FLAGS & set(device.isa)
+
+
+def has_bf16(device: DeviceIdentity) -> bool:
+    """True on x86 whose units multiply bfloat16; elsewhere runtimes emulate it or have no kernels."""
+    return bool(BF16_FLAGS & set(device.isa))
 
 
 def load_average() -> float:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from kernels.errors import NotMeasured
 from kernels.hardware_profile import HardwareProfile
 from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape, OpShape
-from kernels.precision import FP32, Precision
+from kernels.precision import FP16, FP32, Precision
 
 UNITS = {"TOPS": 1e12, "TFLOPS": 1e12, "GB/s": 1e9}
 US = 1e6
-FP16 = Precision("fp16")
 LAUNCH_US = {"gpu": 2.0}
 """Start and drain of one kernel inside a captured graph; 0 for devices whose runtimes call plain functions."""
 TILES = ((256, 128), (128, 128), (128, 64), (64, 64), (64, 32), (32, 32), (16, 64))
@@ -56,7 +55,7 @@ def estimate(profile: HardwareProfile, op: OpShape, precision: Precision) -> Est
 def bytes_moved(profile: HardwareProfile, op: OpShape, precision: Precision) -> float:
     """Bytes an op must read and write once: stored weights, its input, its output in the format the recipe leaves."""
     recipe = profile.recipes.get((op.kind, precision.name))
-    precision = served_as(profile, op, precision)
+    precision = profile.served_as(op.kind, precision)
     read = written = precision.activation_bits
     if precision.is_weight_only:
         read = written = _float_bits(profile)
@@ -68,16 +67,10 @@ def bytes_moved(profile: HardwareProfile, op: OpShape, precision: Precision) -> 
     return (weights * precision.weight_bits + op.input_elements * read + op.output_elements * written) / 8
 
 
-def served_as(profile: HardwareProfile, op: OpShape, precision: Precision) -> Precision:
-    """The format that a float pair is computed and stored in: GPUs serve full precision in half."""
-    support = profile.support.get((op.kind, precision.name))
-    return FP16 if precision.is_float and support is not None and support.via == "via_fp16" else precision
-
-
 def arithmetic(profile: HardwareProfile, op: OpShape, precision: Precision) -> str:
     """The name of the peak a pair computes at: `int8`, `int4`, `fp16`, `fp32`."""
     if precision.is_float:
-        return served_as(profile, op, precision).name
+        return profile.served_as(op.kind, precision).name
     if not precision.quantizes_activations:
         return "fp16" if profile.device.kind == "gpu" else FP32.name
     support = profile.support.get((op.kind, precision.name))

@@ -9,10 +9,11 @@ from typing import Any
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import UnsupportedPrecision
 from kernels.op_shape import LinearShape, OpShape
-from kernels.precision import Precision
+from kernels.precision import BF16, FP16, FP32, Precision
 from kernels.recipe import Recipe
 
 SCHEMA_VERSION = 1
+_HALVES = {"via_fp16": FP16, "via_bf16": BF16}
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class KernelSupport:
     """How one (op kind, precision) pair runs: `via` is the kernel's own compute format.
 
     `native`: the arithmetic is done in the stored format. `via_int8`: fewer stored bits on an 8-bit kernel, so
-    8-bit latency. `via_fp16`: fewer stored bits widened to half precision. `emulated`: correct but not faster than
-    8 bit; offered for its bytes only. `whole_groups`: the kernel needs a reduction that the precision's group size
-    divides. `verified`: it ran on this architecture and equalled the reference; where it did not, a study may only
-    use its estimates, and only when it asks for them.
+    8-bit latency. `via_fp16`, `via_bf16`: computed in half precision, whatever is stored. `emulated`: correct but not
+    faster than 8 bit; offered for its bytes only. `whole_groups`: the kernel needs a reduction that the precision's
+    group size divides. `verified`: it ran on this architecture and equalled the reference; where it did not, a study
+    may only use its estimates, and only when it asks for them.
     """
 
     kernel: str
@@ -70,6 +71,17 @@ class HardwareProfile:
         found = [Precision(name) for kind, name in self.support if kind == op_kind]
         found = [precision for precision in found if not precision.is_float]
         return sorted(found, key=lambda p: (-p.weight_bits, -p.activation_bits, p.name))
+
+    def served_as(self, op_kind: str, precision: Precision) -> Precision:
+        """The format that a float pair is computed in: some runtimes serve full precision in half."""
+        support = self.support.get((op_kind, precision.name))
+        return precision if support is None or not precision.is_float else _HALVES.get(support.via, precision)
+
+    @property
+    def full_precision(self) -> Precision:
+        """The format of layers that are left in full precision: FP32, or the half that the runtime makes of it."""
+        served = (self.served_as(kind, FP32) for kind, name in self.support if name == FP32.name)
+        return next((format_ for format_ in served if format_ != FP32), FP32)
 
     def recipe(self, op_kind: str, precision: Precision) -> Recipe:
         """The numerics of a pair; raises `UnsupportedPrecision` naming the profile and what it does run."""

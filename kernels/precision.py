@@ -87,4 +87,4 @@ class Precision:
         return self.name
 
 
-FP32 = Precision("fp32")
+FP32, FP16, BF16 = Precision("fp32"), Precision("fp16"), Precision("bf16")

@@ -15,6 +15,8 @@ from kernels.hardware_profile import SCHEMA_VERSION, HardwareProfile
 from kernels.profiles import shipped_names, shipped_profile
 
 LOCAL_PROFILES = ("cpu-local", "cpu-local-openvino", "fake")
+BF16_PROFILE = "cpu-local-openvino-bf16"
+"""Loads on CPUs that have bfloat16 units only."""
 GPU_HERE, AUTO = "cuda-local", "auto"
 """Names of the GPU of this machine (its profile has the slug of its model where one is shipped), and of that or else
 `cpu-local`."""
@@ -22,13 +24,14 @@ GPU_HERE, AUTO = "cuda-local", "auto"
 
 def profile_names() -> tuple[str, ...]:
     """Names `load_profile` knows besides paths to profile files."""
-    return (*LOCAL_PROFILES, *shipped_names())
+    return (*LOCAL_PROFILES, BF16_PROFILE, *shipped_names())
 
 
 def load_profile(name_or_path: str) -> HardwareProfile:
     """The profile of a name, or of a JSON file that `python -m kernels profile` wrote.
 
-    Raises `KernelsError`: `hardware_unknown` for a name nobody knows, `bad_hardware_profile` for a file that is none.
+    Raises `KernelsError`: `hardware_unknown` for a name nobody knows, `bad_hardware_profile` for a file that is none,
+    `backend_unavailable` where this machine has no such device.
     """
     if name_or_path == "cpu-local":
         from kernels.backends.cpu_profiles import onnxruntime_profile
@@ -38,6 +41,10 @@ def load_profile(name_or_path: str) -> HardwareProfile:
         from kernels.backends.cpu_profiles import openvino_profile
 
         return openvino_profile()
+    if name_or_path == BF16_PROFILE:
+        from kernels.backends.cpu_profiles import openvino_bf16_profile
+
+        return openvino_bf16_profile()
     if name_or_path == "fake":
         from kernels.backends.fake import fake_profile
 

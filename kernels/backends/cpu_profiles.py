@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from importlib import metadata
 
 from kernels import recipes
-from kernels.cpu import saturates_in_int8, this_cpu
+from kernels.cpu import has_bf16, saturates_in_int8, this_cpu
 from kernels.device_identity import DeviceIdentity
+from kernels.errors import BackendUnavailable
 from kernels.hardware_profile import HardwareProfile, KernelSupport
 from kernels.recipe import Recipe
 
@@ -39,16 +40,38 @@ def onnxruntime_profile(device: DeviceIdentity | None = None) -> HardwareProfile
 
 
 def openvino_profile(device: DeviceIdentity | None = None) -> HardwareProfile:
-    """`cpu-local-openvino`: a CPU (this one unless given) with OpenVINO.
-
-    Without VNNI the 4-bit kernel keeps its activations in float; with it, rows are quantized to int8 per group.
-    """
+    """`cpu-local-openvino`: a CPU (this one unless given) with OpenVINO."""
     from kernels.backends.openvino import SESSION_OPTIONS
 
     cpu = device or this_cpu()
+    return _profile("cpu-local-openvino", cpu, "openvino", "openvino", _openvino_rows(cpu), SESSION_OPTIONS)
+
+
+def openvino_bf16_profile(device: DeviceIdentity | None = None) -> HardwareProfile:
+    """`cpu-local-openvino-bf16`: the same, with layers left in full precision computed in bfloat16.
+
+    Raises `BackendUnavailable` for a CPU without bfloat16 units, where it would be slower than float.
+    """
+    from kernels.backends.openvino import BF16_SESSION_OPTIONS
+
+    cpu = device or this_cpu()
+    if not has_bf16(cpu):
+        raise BackendUnavailable(
+            f"{cpu.name} has no bfloat16 instructions ({', '.join(cpu.isa) or 'no vector units known'})",
+            hint="use cpu-local-openvino",
+        )
+    rows = _openvino_rows(cpu)
+    for kind in ("conv2d", "linear"):
+        kernel = rows[kind, "fp32"][0].kernel.replace(":f32", ":bf16")
+        rows[kind, "fp32"] = (KernelSupport(kernel, "via_bf16"), None)
+    return _profile("cpu-local-openvino-bf16", cpu, "openvino", "openvino", rows, BF16_SESSION_OPTIONS)
+
+
+def _openvino_rows(cpu: DeviceIdentity) -> dict[Pair, tuple[KernelSupport, Recipe | None]]:
+    """Without VNNI the 4-bit kernel keeps its activations in float; with it, rows are quantized to int8 per group."""
     reduced = saturates_in_int8(cpu)
     groups = recipes.LINEAR_W4_GROUPS_FLOAT if reduced else recipes.LINEAR_W4_GROUPS_INT8_INSIDE
-    rows: dict[Pair, tuple[KernelSupport, Recipe | None]] = {
+    return {
         ("conv2d", "fp32"): (KernelSupport("Convolution:f32"), None),
         ("conv2d", "w8a8"): (KernelSupport("Convolution:i8"), recipes.conv_recipe(8, reduced_range=reduced)),
         ("conv2d", "w4a8"): (KernelSupport("Convolution:i8", "via_int8"), recipes.conv_recipe(4)),
@@ -59,7 +82,6 @@ def openvino_profile(device: DeviceIdentity | None = None) -> HardwareProfile:
         ("embedding", "fp32"): (KernelSupport("Gather:f32"), None),
         ("embedding", "w8a16"): (KernelSupport("Gather:i8"), recipes.EMBEDDING_W8),
     }
-    return _profile("cpu-local-openvino", cpu, "openvino", "openvino", rows, SESSION_OPTIONS)
 
 
 def _profile(

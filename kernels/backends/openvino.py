@@ -12,8 +12,9 @@ What each exported pattern executes as was measured with OpenVINO 2026.4 and is 
 | embedding w8a16  | Gather codes → Cast → Mul by the row scale   | Gather of i8                                      |
 
 A static linear op is recognized by the quantizer *before* it: fed with codes it runs on float products, so its rows
-include quantizing the input. DynamicQuantizeLinear + MatMulInteger runs in float and is not offered. `f32` is asked
-for by name because on CPUs with bfloat16 units the default silently computes in bfloat16.
+include quantizing the input. DynamicQuantizeLinear + MatMulInteger runs in float and is not offered. On CPUs with
+bfloat16 units the default silently computes full precision in bfloat16, so one profile asks for `f32` by name and
+another for `bf16`; the integer kernels are the same in both, to the bit.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ SESSION_OPTIONS: Mapping[str, str] = {
     "NUM_STREAMS": "1",
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "32",
 }
+BF16_SESSION_OPTIONS: Mapping[str, str] = {**SESSION_OPTIONS, "INFERENCE_PRECISION_HINT": "bf16"}
 _NOT_WORK = frozenset({"Input", "Output", "Const"})
 _FLOAT_COMPUTE = frozenset({"f32", "f16", "bf16"})
 _WEIGHT_TYPES = frozenset({"i4", "u4", "i8", "u8"})

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kernels.latency_table import LatencyTable
+from kernels.precision import FP32
 from kernels.registry import backend_for
 from search.artifact.op_times import OpTime
 from search.candidates.candidate_set import CandidateSet
@@ -104,9 +105,7 @@ def evaluate_target(
             verdict = decide(evaluated, limits, loss.unit)
         else:
             verdict = decide_within(evaluated, target.tolerance, loss.unit)
-        caveat = "" if costs.latency is None else costs.latency.caveat
-        if caveat:
-            verdict = replace(verdict, sentence=f"{verdict.sentence} {caveat}")
+        verdict = replace(verdict, sentence=" ".join([verdict.sentence, *_caveats(costs)]))
         report = {
             item.plan.name: bench.quality(item.plan, splits.report) for item in evaluated if item.discarded is None
         }
@@ -127,6 +126,14 @@ def evaluate_target(
         target, limits, tuple(evaluated), report, verdict, difference, solved, slowest, files, backend is not None,
         finalists,
     )  # fmt: skip
+
+
+def _caveats(costs: TargetCosts) -> list[str]:
+    """What a reader of the verdict must know of the target: rows that are estimates, full precision that is none."""
+    caveats = [] if costs.latency is None or not costs.latency.caveat else [costs.latency.caveat]
+    if (served := costs.profile.full_precision) != FP32:
+        caveats.append(f"{costs.profile.slug} computes layers left in fp32 in {served}; losses are against true fp32.")
+    return caveats
 
 
 def _timed(

@@ -14,6 +14,7 @@ from kernels.backends.cuda import Cuda
 from kernels.errors import NotMeasured
 from kernels.latency_table import LatencyTable
 from kernels.microbench import measure_interleaved
+from kernels.precision import FP32
 from kernels.stopwatch import Timing
 from search.artifact.audit import audit_model
 from search.artifact.bundle import Bundle, write_bundle
@@ -170,8 +171,8 @@ class Workbench:
 
     def _assess(self, outputs: Arrays, data: Dataset) -> Quality:
         if id(data) not in self._reference:
-            # On a GPU full precision runs in half, which is no reference.
-            is_exact = "fp32" in self.models and not isinstance(self.backend, Cuda)
+            # Where full precision runs in half it is no reference.
+            is_exact = "fp32" in self.models and self.costs.profile.full_precision == FP32
             run = self.models["fp32"].run if is_exact else self.simulator.run
             self._reference[id(data)] = run_in_chunks(run, data, self.chunk)
         return assess(outputs, self._reference[id(data)], data, self.loss, self.classes)

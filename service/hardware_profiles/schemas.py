@@ -44,7 +44,7 @@ class Support(Strict):
     op: Name
     precision: Name
     kernel: Name
-    via: Literal["native", "via_int8", "emulated"] = "native"
+    via: Literal["native", "via_int8", "via_fp16", "via_bf16", "emulated"] = "native"
     whole_groups: bool = False
     verified: bool = True
 

@@ -11,9 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
+from kernels.backends.cpu_profiles import openvino_bf16_profile
+from kernels.device_identity import DeviceIdentity
 from kernels.latency_table import LatencyTable
 from kernels.profiles import shipped_names
+from kernels.registry import load_profile
 from service.hardware_profiles.profiles import enter_shipped_profiles
+from service.hardware_profiles.schemas import ProfileBody
 from service.hardware_profiles.tables import append_table, known_table
 from service.store.database import Database
 from service.store.fleet import announce_worker
@@ -77,6 +81,16 @@ def phone(http: httpx.Client) -> httpx.Client:
     """A client of a server that knows the phone."""
     assert http.post("/v1/hardware-profiles", json=profile_body()).status_code == 201
     return http
+
+
+@pytest.mark.parametrize("name", ["cpu-local", "cpu-local-openvino", "fake", *shipped_names()])
+def test_every_profile_that_kernels_names_is_taken(name: str) -> None:
+    ProfileBody.model_validate(load_profile(name).to_json())
+
+
+def test_a_cpu_that_serves_full_precision_in_bf16_is_taken() -> None:
+    cpu = DeviceIdentity("cpu", "with bf16", 4, 1 << 33, isa=("avx512_vnni", "avx512_bf16"), os="Linux x86_64")
+    ProfileBody.model_validate(openvino_bf16_profile(cpu).to_json())
 
 
 TABLES = "/v1/hardware-profiles/my-phone/latency-tables"

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from kernels.backends.openvino import OpenVinoModel, kernel_name
-from kernels.cpu import saturates_in_int8, this_cpu
+from kernels.cpu import has_bf16, saturates_in_int8, this_cpu
 from kernels.onnx_op import INPUT, OUTPUT, op_feed, op_model
 from kernels.op_shape import Conv2dShape, LinearShape
-from kernels.precision import Precision
+from kernels.precision import FP32, Precision
 from kernels.random_layer import RandomLayer, random_layer
 from kernels.reference import expected_output
-from kernels.registry import load_profile
+from kernels.registry import backend_for, load_profile
 
 LINEAR = LinearShape(8, 64, 48)
 OURS = load_profile("cpu-local-openvino").session_options
@@ -87,3 +87,26 @@ def test_codes_and_the_floats_they_stand_for_are_the_same_input() -> None:
     found = loaded.run(op_feed(layer, float_linear_input=True))[OUTPUT]
     np.testing.assert_allclose(found, expected_output(layer), rtol=0, atol=2e-6 * np.abs(expected_output(layer)).max())
     loaded.close()
+
+
+@pytest.mark.skipif(not has_bf16(this_cpu()), reason="this CPU has no bfloat16 units, so no profile that uses them")
+@pytest.mark.parametrize("kind", ["conv2d", "linear"])
+def test_the_bf16_profile_runs_full_precision_in_bf16_and_integers_to_the_same_bit(kind: str) -> None:
+    profile, op = load_profile("cpu-local-openvino-bf16"), Conv2dShape(1, 16, 8, 8, 16, (3, 3))
+    op = op if kind == "conv2d" else LINEAR
+    for precision in profile.precisions(kind):
+        layer = random_layer(op, precision, profile.recipe(kind, precision))
+        model, feed = op_model(layer, float_linear_input=True), op_feed(layer, float_linear_input=True)
+        found = []
+        for options in (OURS, profile.session_options):
+            loaded = OpenVinoModel(model, 1, options)
+            found.append(loaded.run(feed)[OUTPUT])
+            assert profile.support[kind, precision.name].kernel in {kernel_name(op) for op in loaded.executed_ops()}
+            loaded.close()
+        if precision.is_weight_only:
+            np.testing.assert_allclose(found[1], found[0], rtol=0, atol=0.01 * np.abs(found[0]).max())
+        else:
+            np.testing.assert_array_equal(found[1], found[0])
+    runnable = backend_for(profile).build(op, FP32, 1)
+    assert runnable.executed_kernel.endswith(":bf16")
+    runnable.close()

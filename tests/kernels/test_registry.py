@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from kernels.backends.cpu_profiles import onnxruntime_profile, openvino_profile
+from kernels.backends.cpu_profiles import onnxruntime_profile, openvino_bf16_profile, openvino_profile
 from kernels.device_identity import DeviceIdentity
 from kernels.errors import BackendUnavailable, KernelsError, UnsupportedPrecision
 from kernels.hardware_profile import HardwareProfile, Peak
 from kernels.op_shape import LinearShape
-from kernels.precision import FP32, Precision
+from kernels.precision import BF16, FP16, FP32, Precision
 from kernels.recipe import Granularity
 from kernels.registry import LOCAL_PROFILES, backend_for, load_profile
 
 OLD_CPU = DeviceIdentity("cpu", "old", 4, 1 << 33, isa=("avx2",), os="Linux x86_64")
+BF16_CPU = DeviceIdentity("cpu", "new", 4, 1 << 33, isa=("avx2", "avx512_vnni", "avx512_bf16"), os="Linux x86_64")
 ARM_CPU = DeviceIdentity("cpu", "arm", 4, 1 << 33, isa=("asimd", "asimddp"), os="Linux aarch64")
 
 
@@ -120,3 +121,23 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str) -> None
 def test_a_runtime_nobody_has_is_unavailable() -> None:
     with pytest.raises(BackendUnavailable, match="abacus"):
         backend_for(replace(load_profile("fake"), runtime="abacus"))
+
+
+def test_the_bf16_profile_differs_in_full_precision_alone() -> None:
+    float_profile, half = openvino_profile(BF16_CPU), openvino_bf16_profile(BF16_CPU)
+    assert half.recipes == float_profile.recipes
+    assert {pair for pair in half.support if half.support[pair] != float_profile.support[pair]} == {
+        ("conv2d", "fp32"),
+        ("linear", "fp32"),
+    }
+    assert half.session_options != float_profile.session_options
+    assert (half.full_precision, float_profile.full_precision) == (BF16, FP32)
+
+
+def test_full_precision_of_a_gpu_is_half() -> None:
+    assert load_profile("t4").full_precision == FP16
+
+
+def test_a_cpu_without_bf16_units_has_no_bf16_profile() -> None:
+    with pytest.raises(BackendUnavailable, match="old has no bfloat16 instructions"):
+        openvino_bf16_profile(OLD_CPU)
