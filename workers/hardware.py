@@ -22,6 +22,7 @@ from service.store.database import Database
 from service.store.fleet import announce_worker, worker_gone, worker_seen
 from service.studies.plan import COMMON_QUEUES, KINDS
 from service.version import VERSION
+from workers.forking import no_fork_while_open
 from workers.sandbox import isolation_level
 from workers.supervisor import CODE_FOLDER
 
@@ -126,12 +127,16 @@ class Presence(threading.Thread):
     def run(self) -> None:
         while not self._end.wait(self._every_s):
             try:
-                with self._database.write() as session:
-                    known = worker_seen(session, self._announcement.worker_id)
-                if not known:
-                    self._announcement.enter(self._database)
+                with no_fork_while_open(self._database):
+                    self._renew()
             except SQLAlchemyError as error:
                 log.warning("could not renew this worker's presence: %s", error)
+
+    def _renew(self) -> None:
+        with self._database.write() as session:
+            known = worker_seen(session, self._announcement.worker_id)
+        if not known:
+            self._announcement.enter(self._database)
 
     def end(self) -> None:
         """Stop, and take the worker's row away."""

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from service.lifecycle import StageState
 from service.store.database import Database, database_now
 from service.store.models import StageRow
+from workers.forking import no_fork_while_open
 
 log = logging.getLogger(__name__)
 END_GRACE_S = 10.0
@@ -69,7 +70,7 @@ class Watchdog(threading.Thread):
         patient_until = time.monotonic() + self._stall_s
         while not self._stopped.wait(self._stall_s / LOOKS):
             try:
-                with self._database.read() as session:
+                with no_fork_while_open(self._database), self._database.read() as session:
                     stalled = is_stalled(session, self._queues, self._worker_id, self._stall_s)
             except SQLAlchemyError:  # an outage is no stall; the time it took is not held against the worker
                 patient_until = time.monotonic() + self._stall_s
