@@ -13,7 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,10 +55,15 @@ def run(
     bops: Annotated[str | None, typer.Option(help="Bit-operations budget.")] = None,
     memory: Annotated[str | None, typer.Option(help="Peak memory budget in bytes.")] = None,
     accuracy_drop: Annotated[float | None, typer.Option(help="Instead of budgets: accuracy that may be lost.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Instead of budgets: the fastest within this loss.")] = None,
     batch: Batch = 1,
     threads: Threads = 1,
     dims: Dims = None,
     pin: Annotated[list[str] | None, typer.Option(help="Fix a layer: name=precision.")] = None,
+    loss: Annotated[
+        list[str] | None,
+        typer.Option(help="What an output means: name=kind, or name=softmax_kl:1 with the class axis; mse, ignore, …"),
+    ] = None,
     estimates: Annotated[
         bool, typer.Option("--estimates", help="Estimate latency on hardware that is not at hand; the verdict says so.")
     ] = False,
@@ -70,15 +75,20 @@ def run(
     asked = {"latency_ms": latency, "size_bytes": size, "bops": bops, "peak_memory_bytes": memory}
     budgets = {resource: value for resource, value in asked.items() if value is not None}
     target: dict[str, Any] = {
-        "operating_point": {"batch": batch, "threads": threads, "dims": _pairs(dims or [], int)},
+        "operating_point": {"batch": batch, "threads": threads, "dims": _pairs(dims or [], int, "number")},
         "budgets": budgets,
     }
-    if accuracy_drop is not None:
-        target["tolerance"] = {"accuracy_drop": accuracy_drop}
+    promised = {"accuracy_drop": accuracy_drop, "loss": max_loss}
+    if tolerance := {name: value for name, value in promised.items() if value is not None}:
+        target["tolerance"] = tolerance
     spec = {
         "targets": [{**target, "hardware": name} for name in hardware or ["cpu-local"]],
         "seed": seed,
-        "options": {"pins": _pairs(pin or [], str), "estimates": estimates},
+        "options": {
+            "pins": _pairs(pin or [], str, "precision"),
+            "losses": _pairs(loss or [], _declaration, "kind[:axis]"),
+            "estimates": estimates,
+        },
     }
     with tempfile.TemporaryDirectory(prefix="bitwright-") as scratch:
         folder = Path(scratch)
@@ -127,7 +137,9 @@ def measure(
     with _clear_errors():
         table_path.parent.mkdir(parents=True, exist_ok=True)
         profile = load_profile(hardware)
-        point = OperatingPoint(batch=batch, threads=threads, dims=tuple(sorted(_pairs(dims or [], int).items())))
+        point = OperatingPoint(
+            batch=batch, threads=threads, dims=tuple(sorted(_pairs(dims or [], int, "number").items()))
+        )
         with _bar("measure") as progress:
             measured = measure_model(
                 load_graph(model),
@@ -181,16 +193,22 @@ def _copy_inputs(model: Path, data: Path | None, folder: Path) -> None:
         shutil.copyfile(data, folder / f"dataset{data.suffix}")
 
 
-def _pairs(items: list[str], kind: type) -> dict[str, Any]:
+def _declaration(text: str) -> dict[str, Any]:
+    """`kind` or `kind:class_axis`."""
+    kind, colon, axis = text.partition(":")
+    return {"kind": kind, "class_axis": int(axis)} if colon else {"kind": kind}
+
+
+def _pairs(items: list[str], read: Callable[[str], Any], form: str) -> dict[str, Any]:
     found = {}
     for item in items:
         name, equals, value = item.rpartition("=")
         try:
-            found[name] = kind(value)
+            found[name] = read(value)
         except ValueError:
             equals = ""
         if not (name and equals):
-            raise typer.BadParameter(f"{item!r} is not name={kind.__name__}")
+            raise typer.BadParameter(f"{item!r} is not name={form}")
     return found
 
 

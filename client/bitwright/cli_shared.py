@@ -113,3 +113,15 @@ def dims_of(pairs: list[str]) -> dict[str, int]:
             raise BitwrightError(f"--dim {pair!r} is not name=number")
         dims[name] = int(value)
     return dims
+
+
+def losses_of(pairs: list[str]) -> dict[str, dict[str, str | int]]:
+    """`output=kind` or `output=kind:class_axis`; raises `BitwrightError` for anything else."""
+    losses: dict[str, dict[str, str | int]] = {}
+    for pair in pairs:
+        name, _, declared = pair.rpartition("=")
+        kind, colon, axis = declared.partition(":")
+        if not name or not kind or (colon and not axis.removeprefix("-").isdecimal()):
+            raise BitwrightError(f"--loss {pair!r} is not output=kind or output=kind:axis")
+        losses[name] = {"kind": kind, "class_axis": int(axis)} if colon else {"kind": kind}
+    return losses

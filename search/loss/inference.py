@@ -24,7 +24,7 @@ _DECLARABLE = {"kind", "class_axis", "mask", "probabilities"}
 HINT = (
     'declare it, for example {"kind": "softmax_kl", "class_axis": -1} for class logits, "sigmoid_kl" for independent '
     'labels, "mse" for regression, "cosine" for embeddings, "ignore" to leave it out; "mask" names an input that '
-    "marks real tokens"
+    'marks real tokens (on the command line: --loss "output=softmax_kl:1")'
 )
 _SUM_TOLERANCE = 1e-3
 

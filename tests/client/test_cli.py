@@ -92,6 +92,7 @@ def test_what_the_user_must_change_ends_with_2(http: httpx.Client, model_file: P
     assert "hardware_unknown" in wrong.stderr
     assert cli(http, "submit", str(tmp_path / "none.onnx"), "--latency", "1").returncode == 2
     assert cli(http, "submit", str(model_file), "--dim", "sequence", "--latency", "1").returncode == 2
+    assert cli(http, "submit", str(model_file), "--loss", "logits=softmax_kl:x", "--latency", "1").returncode == 2
     assert cli(http, "nonsense").returncode == 2
 
 

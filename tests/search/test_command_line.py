@@ -60,6 +60,8 @@ def test_unreachable_budget_has_its_own_exit_status(files: tuple[str, str], tmp_
         (["run", "MODEL", "--latency", "fast"], "bad_budget"),
         (["run", "MODEL", "--size", "0.5x", "--hardware", "abacus"], "hardware_unknown"),
         (["run", "MODEL", "--size", "0.5x", "--hardware", "fake", "--pin", "nothing=w8a8"], "layer_unknown"),
+        (["run", "MODEL", "--size", "0.5x", "--hardware", "fake", "--loss", "y=mse:7"], "loss_declaration_invalid"),
+        (["run", "MODEL", "--max-loss", "0.1", "--accuracy-drop", "0.1", "--hardware", "fake"], "bad_study"),
         (["run", "DATA", "--size", "0.5x", "--hardware", "fake"], "model_format_unsupported"),
         (["audit", "DATA"], ""),
     ],
@@ -70,6 +72,17 @@ def test_refusals_name_code_and_hint(files: tuple[str, str], arguments: list[str
     assert done.exit_code == 2
     assert code in done.output
     assert "hint:" in done.output
+
+
+def test_what_an_output_means_is_declared(files: tuple[str, str], tmp_path: Path) -> None:
+    model, data = files
+    (output,) = [output.name for output in onnx.load(model).graph.output]
+    asked = ["run", model, "--data", data, "--hardware", "fake", "--max-loss", "0.5", "--out", str(tmp_path)]
+    done = run(app, [*asked, "--loss", f"{output}=mse"])
+    assert done.exit_code == 0, done.output
+    (loss,) = json.loads((tmp_path / "report.json").read_text())["loss"]["outputs"]
+    assert loss["kind"] == "mse"
+    assert "kind[:axis]" in run(app, [*asked, "--loss", f"{output}=softmax_kl:last"]).output
 
 
 def test_measure_continues_the_table_it_finds(files: tuple[str, str], tmp_path: Path) -> None:
