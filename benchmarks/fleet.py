@@ -148,7 +148,7 @@ def fill_stores(settings: Settings, questions: dict[tuple[int, int], Question]) 
         with database.write() as session:
             study = create_study(session, name=f"model {model}", spec=spec, stages=plan_study(spec), max_attempts=1)
         studies.append(study.id)
-        for kind in ("check", "scan", "measure", "solve"):
+        for kind in ("check", "scan_shard", "scan", "measure", "solve"):
             _finish(database, blobs, settings, study.id, kind, {t: questions[model, t] for t in range(PROFILES)})
     database.close()
     return studies

@@ -121,7 +121,7 @@ def _found(settings: Settings, workers: int) -> Scan:
     assert ended is not None
     digest = hashlib.sha256()
     for output in rows[-1].outputs or []:
-        if output["name"] in ("sensitivity.json", "interactions.npz"):
+        if output["name"] in ("sensitivity_0.json", "interactions_0.npz"):
             with blobs.open(output["sha256"]) as file:
                 digest.update(_content(output["name"], file))
     database.close()

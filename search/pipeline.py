@@ -13,6 +13,7 @@ from typing import Any
 
 from kernels.registry import backend_for
 from search.candidates.candidate_set import CandidateSet
+from search.candidates.recipes import wanted_of
 from search.errors import BadSubmission
 from search.evaluation.evaluate import evaluate_target
 from search.graph import Graph
@@ -26,7 +27,15 @@ from search.planning.plan import without_repeats
 from search.planning.target import ask, plan_target
 from search.report.document import report_document, target_document
 from search.report.html import render_html
-from search.scanning import Scanning, decided_groups, first_samples, simulator_of, split_data, study_data
+from search.scanning import (
+    Scanning,
+    decided_groups,
+    first_samples,
+    scan_sources,
+    simulator_of,
+    split_data,
+    study_data,
+)
 from search.sensitivity.requested import scan_metrics
 from search.study import Target, parse_study, require_goals
 from search.study_folder import StudyFolder
@@ -80,30 +89,37 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 def scan(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Finished candidates and what each loses, for every precision any target runs. Independent of hardware speed.
 
-    What `saved/` holds of it, from shards or from an attempt that was interrupted, is not computed again.
+    Keyed by recipe: targets that compute a precision by one recipe take the same candidate and the same rows, and those
+    with equal recipes the same scan. What `saved/` holds of it, from shards or from an attempt that was interrupted, is
+    not computed again.
     """
     folder, study = StudyFolder(path), parse_study(spec)
     scanning = Scanning.of(folder, study)
-    candidates = scanning.candidates(progress)
-    loss = scanning.normalised_loss(candidates)
-    sensitivities, notes = scan_metrics(
-        study.metrics,
-        scanning.simulator,
-        decided_groups(scanning.graph, candidates),
-        candidates,
-        loss,
-        scanning.chunks,
-        seed=study.seed,
-        progress=lambda done, total: progress(done, total, "candidates", "scan sensitivity"),
-        folder=folder.saved,
-    )
+    outputs: list[str] = []
+    notes: dict[str, None] = {}
+    found = scanning.candidates(progress)
+    for source, candidates in found.items():
+        loss = scanning.normalised_loss(candidates)
+        sensitivities, said = scan_metrics(
+            study.metrics,
+            scanning.simulator,
+            decided_groups(scanning.graph, candidates),
+            candidates,
+            loss,
+            scanning.chunks,
+            seed=study.seed,
+            progress=lambda done, total: progress(done, total, "candidates", "scan sensitivity"),
+            folder=folder.saved,
+        )
+        outputs += folder.save_scan(source, candidates, sensitivities, loss)
+        notes |= dict.fromkeys(said)
     return {
-        "outputs": folder.save_scan(candidates, sensitivities, loss),
+        "outputs": outputs,
         "summary": {
-            "candidates": len(candidates.candidates),
+            "candidates": len(wanted_of(each.recipes for each in found.values())),
             "metrics": list(sensitivities),
             "samples": candidates.samples,
-            "excluded": len(candidates.excluded),
+            "excluded": len({entry for each in found.values() for entry in each.excluded}),
             "notes": list(notes),
         },
     }
@@ -148,11 +164,13 @@ def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Allocations of every metric under the budgets, baselines, and the Pareto front, for each target."""
     folder, study = StudyFolder(path), parse_study(spec)
     require_goals(study)
-    graph, candidates, sensitivities = folder.graph(), folder.candidates(), folder.sensitivities()
+    graph = folder.graph()
+    sources = scan_sources(folder, graph, study)
     outputs: list[str] = []
     summary: dict[str, Any] = {}
     for index, target in enumerate(study.targets):
-        costs = _costs(folder, graph, candidates, index, target)
+        sensitivities = folder.sensitivities(sources[index])
+        costs = _costs(folder, graph, folder.candidates(sources[index]), index, target)
         question = ask(costs, sensitivities, study, _full_precision_us(folder, index))
         solved = plan_target(costs, question, target, study)
         plans, same_as = without_repeats(solved.plans)
@@ -171,12 +189,14 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     folder, study = StudyFolder(path), parse_study(spec)
     graph = folder.graph()
     data, splits = split_data(folder, graph, study)
-    candidates, loss, sensitivities = folder.candidates(), folder.loss(), folder.sensitivities()
+    sources = scan_sources(folder, graph, study)
     simulator = simulator_of(graph)
     documents: list[dict[str, Any]] = []
     outputs: list[str] = []
     verdicts: list[dict[str, Any]] = []
     for index, target in enumerate(study.targets):
+        source = sources[index]
+        candidates, loss, sensitivities = folder.candidates(source), folder.loss(source), folder.sensitivities(source)
         costs = _costs(folder, graph, candidates, index, target)
         plans, solved = folder.plans(index)
         evaluation = evaluate_target(
@@ -197,10 +217,10 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
         )
         outputs += evaluation.files
         documents.append(
-            target_document(evaluation, costs, folder.latency_fit(index), sensitivities, study, candidates)
+            target_document(evaluation, costs, folder.latency_fit(index), sensitivities, study, candidates, loss)
         )
         verdicts.append({"hardware": target.hardware, **evaluation.verdict_json()})
-    report = report_document(graph, study, data, splits, loss, documents)
+    report = report_document(graph, study, data, splits, folder.loss(0), documents)
     if study.evaluator is not None:
         outputs.append(folder.write_json(PROVISIONAL, report))
         outputs.append(folder.write_json(FINALISTS, [item.to_json() for item in evaluation.finalists]))

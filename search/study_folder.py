@@ -51,20 +51,23 @@ class StudyFolder:
     def dataset_path(self) -> Path | None:
         return next((self.path / name for name in DATASETS if (self.path / name).exists()), None)
 
-    def candidates(self) -> CandidateSet:
-        return CandidateSet.load(self.path)
+    def candidates(self, target: int) -> CandidateSet:
+        return CandidateSet.load(self.path, f"_{target}")
 
-    def sensitivities(self) -> dict[str, Sensitivity]:
-        return load_sensitivities(self.path)
+    def sensitivities(self, target: int) -> dict[str, Sensitivity]:
+        return load_sensitivities(self.path, f"_{target}")
 
-    def save_scan(self, candidates: CandidateSet, sensitivities: dict[str, Sensitivity], loss: ModelLoss) -> list[str]:
-        candidates.save(self.path)
-        save_sensitivities(self.path, sensitivities)
-        self.write_json("loss.json", loss.to_json())
-        return ["candidates.json", "candidates.npz", "sensitivity.json", "interactions.npz", "loss.json"]
+    def save_scan(
+        self, target: int, candidates: CandidateSet, sensitivities: dict[str, Sensitivity], loss: ModelLoss
+    ) -> list[str]:
+        return [
+            *candidates.save(self.path, f"_{target}"),
+            *save_sensitivities(self.path, sensitivities, f"_{target}"),
+            self.write_json(f"loss_{target}.json", loss.to_json()),
+        ]
 
-    def loss(self) -> ModelLoss:
-        return ModelLoss.from_json(self.read_json("loss.json"))
+    def loss(self, target: int) -> ModelLoss:
+        return ModelLoss.from_json(self.read_json(f"loss_{target}.json"))
 
     def latency_table(self, target: int) -> LatencyTable | None:
         """The fullest of the table a stage wrote, its last partial one, and the rows known before it began."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from kernels.precision import FP32
 from search.assembly import ActivationQuantizer, Assembly, Candidate
 from search.candidates.candidate_set import CandidateSet
+from search.candidates.recipes import static_formats
 from search.errors import BadSubmission
 from search.graph import Graph
 
@@ -36,12 +37,9 @@ def assemble(graph: Graph, precisions: Mapping[str, str], candidates: CandidateS
                 f"layer {name!r} has no candidate {precision!r}", hint=f"it has {offered}", code="candidate_missing"
             )
         candidate = chosen[name] = candidates.candidates[name, precision]
-        numerics, layer = candidate.recipe.activation, graph.layer(name)
-        if numerics is None or numerics.dynamic:
-            continue
-        tensors = [layer.input, *([layer.quantized_tensor] if candidate.recipe.output_quantized else [])]
-        for tensor in tensors:
-            quantizer = candidates.quantizers[tensor, numerics.bits]
+        formats = static_formats(graph, name, candidate.recipe)
+        for tensor, numerics in formats.items():
+            quantizer = candidates.quantizers[tensor, numerics]
             if quantizers.setdefault(tensor, quantizer) != quantizer:
                 raise BadSubmission(
                     f"layer {name!r} at {precision} needs tensor {tensor!r} in {numerics.bits} bits, another user in "
@@ -49,5 +47,6 @@ def assemble(graph: Graph, precisions: Mapping[str, str], candidates: CandidateS
                     hint="give the layers around this tensor the same activation bits",
                     code="activation_bits_conflict",
                 )
-        outputs.update(tensors[1:])
+        if formats and candidate.recipe.output_quantized:
+            outputs.add(graph.layer(name).quantized_tensor)
     return Assembly(chosen, quantizers, frozenset(outputs))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from kernels.recipe import Numerics, Recipe
+from kernels.recipe import Numerics
 from search.assembly import ActivationQuantizer
+from search.candidates.recipes import Wanted, static_formats
 from search.errors import BadSubmission, NotEnoughData
 from search.graph import Graph, Layer
 from search.quantizer.clipping import ACTIVATION_RULES, Histogram, activation_range, range_error
@@ -17,7 +18,7 @@ from search.quantizer.uniform import SMALLEST_SCALE, range_parameters
 from search.simulation.simulator import Arrays, Simulator
 
 Progress = Callable[[int, int], None]
-Key = tuple[str, int]
+Key = tuple[str, Numerics]
 
 HISTOGRAM_BINS = 2048
 _SMALLEST_WIDTH = 1e-30
@@ -25,7 +26,7 @@ _SMALLEST_WIDTH = 1e-30
 
 @dataclass(frozen=True)
 class Calibration:
-    """Quantizers by (tensor, bits), with the rule that won and its expected squared error relative to the signal."""
+    """Quantizers by (tensor, numerics), with the rule that won and its expected squared error relative to the power."""
 
     quantizers: Mapping[Key, ActivationQuantizer]
     rules: Mapping[Key, str]
@@ -68,28 +69,13 @@ class _Counts:
         self.counts += np.bincount(bins, minlength=HISTOGRAM_BINS)
 
 
-def quantized_tensors(graph: Graph, recipes: Mapping[tuple[str, str], Recipe]) -> dict[Key, Numerics]:
-    """The tensors that these recipes quantize statically, with their numerics.
+def quantized_tensors(graph: Graph, wanted: Iterable[Wanted]) -> list[Key]:
+    """The tensors that these candidates quantize statically with their numerics, each pair once.
 
-    A layer with static activations reads its input quantized; one whose recipe quantizes the output needs a
-    quantizer on `Layer.quantized_tensor` too. Raises `BadSubmission` when two recipes want different numerics of
-    the same width on one tensor.
+    Runtimes differ in how they quantize a tensor, so one may be listed in several formats.
     """
-    wanted: dict[Key, Numerics] = {}
-    for (name, precision), recipe in recipes.items():
-        layer, numerics = graph.layer(name), recipe.activation
-        if numerics is None or numerics.dynamic:
-            continue
-        tensors = [layer.input, *([layer.quantized_tensor] if recipe.output_quantized else [])]
-        for tensor in tensors:
-            known = wanted.setdefault((tensor, numerics.bits), numerics)
-            if known != numerics:
-                raise BadSubmission(
-                    f"layer {name!r} at {precision} wants {numerics} on tensor {tensor!r}, another recipe {known}",
-                    hint="study targets whose activation formats differ one at a time",
-                    code="activation_numerics_conflict",
-                )
-    return wanted
+    pairs = (key for each in wanted for key in static_formats(graph, each.layer, each.recipe).items())
+    return list(dict.fromkeys(pairs))
 
 
 def absorbed_limits(graph: Graph) -> dict[str, tuple[float, float]]:
@@ -141,11 +127,11 @@ def quantizer_for_range(
 def calibrate(
     simulator: Simulator,
     chunks: Sequence[Arrays],
-    recipes: Mapping[tuple[str, str], Recipe],
+    wanted: Iterable[Wanted],
     rules: Sequence[str] = ACTIVATION_RULES,
     progress: Progress | None = None,
 ) -> Calibration:
-    """Quantizers for every tensor the recipes quantize statically; two forward passes over the chunks.
+    """Quantizers for every tensor the candidates quantize statically; two forward passes over the chunks.
 
     The first pass finds ranges, the second fills histograms; each rule proposes a range and the one with the least
     expected squared error wins. Raises `NotEnoughData` (`calibration_empty`) without chunks and `BadSubmission`
@@ -154,25 +140,25 @@ def calibrate(
     graph = simulator.graph
     if not chunks:
         raise NotEnoughData("calibration got no samples", hint="bring 128 or more samples", code="calibration_empty")
-    wanted = quantized_tensors(graph, recipes)
-    histograms = collect_histograms(simulator, chunks, sorted({tensor for tensor, _ in wanted}), progress)
+    asked = quantized_tensors(graph, wanted)
+    histograms = collect_histograms(simulator, chunks, sorted({tensor for tensor, _ in asked}), progress)
     limits = absorbed_limits(graph)
     quantizers: dict[Key, ActivationQuantizer] = {}
     best_rules: dict[Key, str] = {}
     errors: dict[Key, float] = {}
-    for (tensor, bits), numerics in wanted.items():
+    for tensor, numerics in asked:
         histogram = histograms[tensor]
         ranges = {rule: activation_range(histogram, numerics, rule) for rule in rules}
         lows, highs = (np.array(ends) for ends in zip(*ranges.values(), strict=True))
         expected = range_error(histogram, lows, highs, numerics)
         best = int(np.argmin(expected))
         rule = list(ranges)[best]
-        quantizers[tensor, bits] = quantizer_for_range(
+        quantizers[tensor, numerics] = quantizer_for_range(
             tensor, *ranges[rule], numerics, limits.get(tensor, (-np.inf, np.inf))
         )
-        best_rules[tensor, bits] = rule
+        best_rules[tensor, numerics] = rule
         power = float(np.square(histogram.centers) @ histogram.counts / max(histogram.counts.sum(), 1))
-        errors[tensor, bits] = float(expected[best] / power) if power > 0 else 0.0
+        errors[tensor, numerics] = float(expected[best] / power) if power > 0 else 0.0
     samples = sum(len(next(iter(chunk.values()))) for chunk in chunks)
     return Calibration(quantizers, best_rules, errors, samples)
 

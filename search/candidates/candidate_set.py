@@ -18,21 +18,25 @@ from search.errors import BadSubmission
 from search.graph import Unquantized
 
 SCHEMA_VERSION = 1
-_JSON, _ARRAYS = "candidates.json", "candidates.npz"
 
 
 @dataclass(frozen=True)
 class CandidateSet:
-    """Candidates by (layer, precision), quantizers by (tensor, bits), and the pairs that cannot be made, with why.
+    """What one runtime can build: candidates by (layer, precision) and quantizers by (tensor, numerics).
 
-    In `excluded`, `node` is the layer's name and the reason starts with the precision. `samples` is how many
-    calibration samples the set was finished on.
+    `excluded` are the pairs that cannot be made: `node` is the layer's name and the reason starts with the precision.
+    `samples` is how many calibration samples the set was finished on.
     """
 
     candidates: Mapping[tuple[str, str], Candidate]
-    quantizers: Mapping[tuple[str, int], ActivationQuantizer]
+    quantizers: Mapping[tuple[str, Numerics], ActivationQuantizer]
     excluded: tuple[Unquantized, ...] = ()
     samples: int = 0
+
+    @property
+    def recipes(self) -> dict[tuple[str, str], Recipe]:
+        """How every candidate is computed, by (layer, precision)."""
+        return {key: candidate.recipe for key, candidate in self.candidates.items()}
 
     def precisions(self, layer: str) -> list[str]:
         """Names of the precisions this layer has a candidate for, in the order they were asked for."""
@@ -85,25 +89,28 @@ class CandidateSet:
         ]
         return cls(
             candidates={(candidate.layer, candidate.precision.name): candidate for candidate in found},
-            quantizers={(entry.tensor, entry.numerics.bits): entry for entry in quantizers},
+            quantizers={(entry.tensor, entry.numerics): entry for entry in quantizers},
             excluded=tuple(Unquantized(**row) for row in document["excluded"]),
             samples=document["samples"],
         )
 
-    def save(self, folder: Path) -> None:
-        """Write `candidates.json` and `candidates.npz` into the folder, which is made if missing."""
+    def save(self, folder: Path, suffix: str = "") -> list[str]:
+        """Write `candidates<suffix>.json` and `.npz` into the folder, which is made if missing; returns their names."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        names = _names(suffix)
         document, arrays = self.to_parts()
-        np.savez(folder / _ARRAYS, **arrays)  # type: ignore[arg-type]
-        (folder / _JSON).write_text(json.dumps(document, indent=1))
+        np.savez(folder / names[1], **arrays)  # type: ignore[arg-type]
+        (folder / names[0]).write_text(json.dumps(document, indent=1))
+        return names
 
     @classmethod
-    def load(cls, folder: Path) -> CandidateSet:
+    def load(cls, folder: Path, suffix: str = "") -> CandidateSet:
         """The set a folder holds; raises `BadSubmission` (`bad_candidates`) for another schema or a damaged one."""
+        names = _names(suffix)
         try:
-            document = json.loads((Path(folder) / _JSON).read_text())
-            with (Path(folder) / _ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            document = json.loads((Path(folder) / names[0]).read_text())
+            with (Path(folder) / names[1]).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls.from_parts(document, arrays)
         except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
             raise BadSubmission(
@@ -111,6 +118,10 @@ class CandidateSet:
                 hint="finish the candidates again",
                 code="bad_candidates",
             ) from error
+
+
+def _names(suffix: str) -> list[str]:
+    return [f"candidates{suffix}.json", f"candidates{suffix}.npz"]
 
 
 def _numerics(row: dict[str, Any]) -> Numerics:

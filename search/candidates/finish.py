@@ -7,7 +7,7 @@ output is closest wins. Inputs are exact, so no candidate depends on another lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from search.candidates.affine_fit import PairMoments, Target
 from search.candidates.calibration import Calibration, calibrate
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.correction import correct
+from search.candidates.recipes import Recipes, Wanted, wanted_of
 from search.errors import BadSubmission
 from search.graph import Graph, Layer, LayerKind, Unquantized
 from search.onnx_import import layer_bias, layer_weight
@@ -33,8 +34,6 @@ from search.quantizer.storage import INT32_BIAS_LIMIT, has_int32_bias, layer_byt
 from search.quantizer.uniform import quantize_rows, weight_rows
 from search.simulation.layer_output import LayerFunction, output_channel_axis
 from search.simulation.simulator import Arrays, Simulator
-
-__all__ = ["CandidateSet", "finish_candidates"]
 
 Progress = Callable[[int, int], None]
 
@@ -52,33 +51,56 @@ _BIAS_ROOM = 2.0
 
 def finish_candidates(
     simulator: Simulator,
-    recipes: Mapping[tuple[str, str], Recipe],
+    recipes: Recipes,
     chunks: Sequence[Arrays],
     progress: Progress | None = None,
     *,
     rules: Sequence[str] = RULES,
     calibration: Calibration | None = None,
 ) -> CandidateSet:
-    """Candidates for every (layer, precision) of `recipes`, finished on the calibration chunks.
+    """The candidates of one runtime; pairs that cannot be made are listed in `excluded` with their reason.
+
+    Raises what `finish_wanted` raises.
+    """
+    makeable, excluded = split_recipes(simulator.graph, recipes)
+    finished, calibration = finish_wanted(
+        simulator, wanted_of([makeable]), chunks, progress, rules=rules, calibration=calibration
+    )
+    return CandidateSet(
+        candidates={(each.layer, each.precision): candidate for each, candidate in finished.items()},
+        quantizers=calibration.quantizers,
+        excluded=excluded,
+        samples=calibration.samples,
+    )
+
+
+def finish_wanted(
+    simulator: Simulator,
+    wanted: Sequence[Wanted],
+    chunks: Sequence[Arrays],
+    progress: Progress | None = None,
+    *,
+    rules: Sequence[str] = RULES,
+    calibration: Calibration | None = None,
+) -> tuple[dict[Wanted, Candidate], Calibration]:
+    """Candidates of any number of runtimes at once, all makeable, finished on the calibration chunks.
 
     Three forward passes in full precision (two of them calibrate; pass `calibration` to reuse one) and, per layer
-    and chunk, one local run for each precision and rule. Memory holds one chunk's layer inputs and per-channel
-    sums. Pairs that cannot be made are listed in `excluded` with their reason. `progress(done, total)` counts
-    passes over chunks. Raises what `calibrate` raises, and `BadSubmission` (`weight_not_finite`) naming a layer
-    with NaN or infinite weights.
+    and chunk, one local run for each candidate and rule. Memory holds one chunk's layer inputs and per-channel
+    sums. `progress(done, total)` counts passes over chunks. Raises what `calibrate` raises, and `BadSubmission`
+    (`weight_not_finite`) naming a layer with NaN or infinite weights.
     """
     graph = simulator.graph
-    makeable, excluded = split_recipes(graph, recipes)
     total = 3 * len(chunks) if calibration is None else len(chunks)
     done = total - len(chunks)
     if calibration is None:
         calibration = calibrate(
-            simulator, chunks, makeable, progress=None if progress is None else lambda at, _: progress(at, total)
+            simulator, chunks, wanted, progress=None if progress is None else lambda at, _: progress(at, total)
         )
-    works = [
-        _LayerWork(graph, graph.layer(name), makeable, calibration, rules)
-        for name in dict.fromkeys(name for name, _ in makeable)
-    ]
+    by_layer: dict[str, list[Wanted]] = {}
+    for each in wanted:
+        by_layer.setdefault(each.layer, []).append(each)
+    works = [_LayerWork(graph, graph.layer(name), own, calibration, rules) for name, own in by_layer.items()]
     inputs = sorted({work.layer.input for work in works if work.needs_data})
     for chunk in chunks:
         kept = simulator.run(chunk, keep=inputs) if inputs else {}
@@ -90,18 +112,11 @@ def finish_candidates(
         done += 1
         if progress is not None:
             progress(done, total)
-    finished = {(candidate.layer, candidate.precision.name): candidate for work in works for candidate in work.finish()}
-    return CandidateSet(
-        candidates={key: finished[key] for key in makeable},
-        quantizers=calibration.quantizers,
-        excluded=excluded,
-        samples=calibration.samples,
-    )
+    finished = {each: candidate for work in works for each, candidate in work.finish().items()}
+    return {each: finished[each] for each in wanted}, calibration
 
 
-def split_recipes(
-    graph: Graph, recipes: Mapping[tuple[str, str], Recipe]
-) -> tuple[dict[tuple[str, str], Recipe], tuple[Unquantized, ...]]:
+def split_recipes(graph: Graph, recipes: Recipes) -> tuple[dict[tuple[str, str], Recipe], tuple[Unquantized, ...]]:
     """The (layer, precision) pairs that can be made, and the others with their reasons."""
     makeable: dict[tuple[str, str], Recipe] = {}
     excluded: list[Unquantized] = []
@@ -161,12 +176,12 @@ class _LayerWork:
         self,
         graph: Graph,
         layer: Layer,
-        recipes: Mapping[tuple[str, str], Recipe],
+        wanted: Sequence[Wanted],
         calibration: Calibration,
         rules: Sequence[str],
     ) -> None:
         self.layer = layer
-        self.recipes = {precision: recipe for (name, precision), recipe in recipes.items() if name == layer.name}
+        self._wanted = wanted
         self.needs_data = layer.kind is not LayerKind.EMBEDDING
         self._weight = layer_weight(graph, layer)
         self._bias = layer_bias(graph, layer)
@@ -179,22 +194,22 @@ class _LayerWork:
                 )
         self._function = LayerFunction(graph, layer)
         self._axis = output_channel_axis(graph, layer)
-        self._input_scales: dict[str, float | None] = {}
+        self._input_scales: dict[Wanted, float | None] = {}
         self._transforms: dict[_Formats, Transform | None] = {}
-        self._trials: dict[str, list[_Trial]] = {}
+        self._trials: dict[Wanted, list[_Trial]] = {}
         self._samples = self._rows = 0
-        for precision, recipe in self.recipes.items():
-            quantizer = None
+        for each in wanted:
+            recipe, quantizer = each.recipe, None
             if recipe.activation is not None and not recipe.activation.dynamic:
-                quantizer = calibration.quantizers[layer.input, recipe.activation.bits]
+                quantizer = calibration.quantizers[layer.input, recipe.activation]
             self._transforms[_formats(recipe)] = activation_transform(recipe, quantizer)
             is_int32 = quantizer is not None and has_int32_bias(graph, layer, recipe)
-            self._input_scales[precision] = quantizer.scale if quantizer is not None and is_int32 else None
-            self._trials[precision] = self._make_trials(precision, rules)
+            self._input_scales[each] = quantizer.scale if quantizer is not None and is_int32 else None
+            self._trials[each] = self._make_trials(each, rules)
 
-    def _make_trials(self, precision: str, rules: Sequence[str]) -> list[_Trial]:
-        rows = weight_rows(self._weight, self.recipes[precision].weight, self.layer.channel_axis)
-        floor = self._scale_floor(precision, len(rows.values))
+    def _make_trials(self, each: Wanted, rules: Sequence[str]) -> list[_Trial]:
+        rows = weight_rows(self._weight, each.recipe.weight, self.layer.channel_axis)
+        floor = self._scale_floor(each, len(rows.values))
         trials: list[_Trial] = []
         if rows.numerics.bits >= 8:
             rules = [rule for rule in rules if rule in _RULES_FROM_8_BITS] or rules
@@ -208,9 +223,9 @@ class _LayerWork:
                 trials.append(_Trial(rule, weight))
         return trials
 
-    def _scale_floor(self, precision: str, rows: int) -> np.ndarray[Any, Any]:
+    def _scale_floor(self, each: Wanted, rows: int) -> np.ndarray[Any, Any]:
         """The smallest scale per row at which the int32 bias still fits with room."""
-        input_scale = self._input_scales[precision]
+        input_scale = self._input_scales[each]
         if input_scale is None or self._bias is None:
             return np.zeros(rows)
         floor = np.abs(self._bias).astype(np.float64) * _BIAS_ROOM / (input_scale * INT32_BIAS_LIMIT)
@@ -226,40 +241,40 @@ class _LayerWork:
             self._rows += target.count
             for formats, transform in self._transforms.items():
                 read = values if transform is None else transform(values)
-                for precision in (name for name, recipe in self.recipes.items() if _formats(recipe) == formats):
-                    for trial in self._trials[precision]:
+                for each in (each for each in self._wanted if _formats(each.recipe) == formats):
+                    for trial in self._trials[each]:
                         weight = torch.from_numpy(trial.weight.dequantize())
                         trial.moments.add_to(target, self._function(read, weight))
 
-    def finish(self) -> list[Candidate]:
-        return [self._finish(precision) for precision in self.recipes]
+    def finish(self) -> dict[Wanted, Candidate]:
+        return {each: self._finish(each) for each in self._wanted}
 
-    def _finish(self, precision: str) -> Candidate:
+    def _finish(self, each: Wanted) -> Candidate:
         if not self.needs_data:
-            return self._finish_table(precision)
+            return self._finish_table(each)
         best: tuple[_Trial, Any] | None = None
-        for trial in self._trials[precision]:
-            corrected = correct(trial.weight, self._bias, trial.moments, self._input_scales[precision])
+        for trial in self._trials[each]:
+            corrected = correct(trial.weight, self._bias, trial.moments, self._input_scales[each])
             if best is None or corrected.residual < best[1].residual:
                 best = (trial, corrected)
         assert best is not None
         trial, corrected = best
-        return self._candidate(precision, trial.rule, corrected.weight, corrected.bias, corrected.residual)
+        return self._candidate(each, trial.rule, corrected.weight, corrected.bias, corrected.residual)
 
-    def _finish_table(self, precision: str) -> Candidate:
+    def _finish_table(self, each: Wanted) -> Candidate:
         """A table's rows reach the output as they are: the least weight error wins, nothing is refitted."""
         power = float(np.square(self._weight, dtype=np.float64).sum())
         errors = [
             float(np.square(trial.weight.dequantize() - self._weight, dtype=np.float64).sum())
-            for trial in self._trials[precision]
+            for trial in self._trials[each]
         ]
         best = int(np.argmin(errors))
-        trial = self._trials[precision][best]
-        return self._candidate(precision, trial.rule, trial.weight, None, errors[best] / power if power > 0 else 0.0)
+        trial = self._trials[each][best]
+        return self._candidate(each, trial.rule, trial.weight, None, errors[best] / power if power > 0 else 0.0)
 
     def _candidate(
         self,
-        precision: str,
+        each: Wanted,
         rule: str,
         weight: QuantizedWeight,
         bias: np.ndarray[Any, np.dtype[np.float32]] | None,
@@ -267,8 +282,8 @@ class _LayerWork:
     ) -> Candidate:
         return Candidate(
             layer=self.layer.name,
-            precision=Precision(precision),
-            recipe=self.recipes[precision],
+            precision=Precision(each.precision),
+            recipe=each.recipe,
             weight=weight,
             bias=bias,
             clipping=rule,

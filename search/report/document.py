@@ -23,6 +23,7 @@ from search.latency.fit import LatencyFit
 from search.loss.model_loss import ModelLoss
 from search.planning.costs import TargetCosts
 from search.planning.problem import build_problem
+from search.report.numerics import precision_rows
 from search.report.reasons import explain
 from search.sensitivity.estimate import Sensitivity
 from search.study import Study
@@ -76,8 +77,13 @@ def target_document(
     sensitivities: Mapping[str, Sensitivity],
     study: Study,
     candidates: CandidateSet,
+    loss: ModelLoss,
 ) -> dict[str, Any]:
-    """One target: verdict, every assembly predicted and measured, the front, and each layer with its reason."""
+    """One target: verdict, every assembly predicted and measured, the front, and each layer with its reason.
+
+    `precisions` says by which recipe this target's runtime computes each; another target's may differ. So may `loss`,
+    whose outputs are weighed by what the target's own w8a8 loses.
+    """
     profile = costs.profile
     return {
         "hardware": evaluation.target.hardware,
@@ -110,7 +116,9 @@ def target_document(
         ],
         "front": _front(evaluation.solved),
         "front_resource": evaluation.solved["front_resource"],
-        "layers": _layers(evaluation, costs, sensitivities, study),
+        "loss": loss.to_json(),
+        "precisions": [asdict(row) for row in precision_rows(costs.graph, candidates)],
+        "layers": _layers(evaluation, costs, sensitivities, study, candidates),
         "op_times": [{**asdict(op), "is_conspicuous": op.is_conspicuous} for op in evaluation.op_times[:SLOWEST_OPS]],
         "unquantized": _unquantized(costs, candidates),
         "artifacts": list(evaluation.files),
@@ -180,9 +188,14 @@ def _front(solved: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _layers(
-    evaluation: TargetEvaluation, costs: TargetCosts, sensitivities: Mapping[str, Sensitivity], study: Study
+    evaluation: TargetEvaluation,
+    costs: TargetCosts,
+    sensitivities: Mapping[str, Sensitivity],
+    study: Study,
+    candidates: CandidateSet,
 ) -> list[dict[str, Any]]:
     """Every layer with what each of its precisions loses and costs, and why it got the one it has."""
+    recipes = candidates.recipes
     chosen = next((item for item in evaluation.evaluated if item.plan.name == evaluation.verdict.chosen), None)
     precisions = {} if chosen is None else chosen.plan.precisions
     metric = (chosen.plan.metric if chosen is not None else None) or next(iter(sensitivities))
@@ -211,6 +224,9 @@ def _layers(
                 else [
                     {
                         "precision": choice.precision,
+                        "recipe": recipes[layer.name, choice.precision].name
+                        if (layer.name, choice.precision) in recipes
+                        else None,
                         "loss": choice.loss,
                         "standard_error": _standard_error(sensitivity, group.name, choice.precision),
                         "costs": dict(choice.costs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from search.candidates.candidate_set import CandidateSet
@@ -12,10 +13,10 @@ from search.groups import LayerGroup
 from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.estimate import LossIncrease, Sensitivity
-from search.sensitivity.gauss_newton_trace import gauss_newton_traces
-from search.sensitivity.hessian_trace import from_traces, hessian_trace, mean_traces
+from search.sensitivity.hessian_trace import from_traces
 from search.sensitivity.hutchinson import top_eigenvalues
 from search.sensitivity.quantization_noise import weight_changes, weight_energies
+from search.sensitivity.saved_traces import saved_traces
 from search.sensitivity.scan import scan, scan_keys
 from search.simulation.simulator import Arrays, Simulator
 
@@ -24,7 +25,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Subject:
-    """What a metric is computed on. `program` is None where the graph holds an op that has no derivative here."""
+    """What a metric is computed on. `program` is None where the graph holds an op that has no derivative here.
+
+    Traces are taken from `folder` and left there, where there is one.
+    """
 
     simulator: Simulator
     program: Program | None
@@ -34,6 +38,7 @@ class Subject:
     chunks: Sequence[Arrays]
     seed: int = 0
     progress: Progress | None = None
+    folder: Path | None = None
 
     @property
     def layers(self) -> list[str]:
@@ -42,13 +47,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class Metric:
-    """A sensitivity metric: one sentence on it, and whether it needs derivatives and data."""
+    """A sensitivity metric: one sentence on it, and whether it needs derivatives and data.
+
+    `trace_method` names the mean traces it weighs errors with, which depend on no candidate.
+    """
 
     name: str
     summary: str
     needs_gradients: bool
     needs_data: bool
     compute: Callable[[Subject], Sensitivity]
+    trace_method: str | None = None
 
 
 def measure(name: str, subject: Subject) -> Sensitivity:
@@ -78,36 +87,18 @@ def _scanned(name: str) -> Callable[[Subject], Sensitivity]:
     return compute
 
 
-def _hessian_trace(subject: Subject) -> Sensitivity:
-    assert subject.program is not None
-    return hessian_trace(
-        subject.program, subject.groups, subject.candidates, subject.loss, subject.chunks,
-        seed=subject.seed, progress=subject.progress,
-    )  # fmt: skip
+def _from_traces(name: str, summary: str, method: str) -> Metric:
+    def compute(subject: Subject) -> Sensitivity:
+        assert subject.program is not None
+        traces = saved_traces(
+            subject.program, subject.loss, subject.chunks, subject.folder,
+            method=method, seed=subject.seed, progress=subject.progress,
+        )  # fmt: skip
+        return from_traces(
+            name, subject.program, subject.groups, subject.candidates, subject.loss, subject.chunks, traces
+        )
 
-
-def _hessian_trace_hutchinson(subject: Subject) -> Sensitivity:
-    assert subject.program is not None
-    traces = mean_traces(
-        subject.program, subject.layers, subject.loss, subject.chunks,
-        method="hutchinson", seed=subject.seed, progress=subject.progress,
-    )  # fmt: skip
-    return from_traces(
-        "hessian_trace_hutchinson", subject.program, subject.groups, subject.candidates, subject.loss,
-        subject.chunks, traces,
-    )  # fmt: skip
-
-
-def _fisher(subject: Subject) -> Sensitivity:
-    """FIT (Zandonati et al. 2022): Fisher traces of weights and activations, labels drawn from the model."""
-    assert subject.program is not None
-    traces = gauss_newton_traces(
-        subject.program, subject.layers, subject.loss, subject.chunks,
-        method="monte_carlo", seed=subject.seed, progress=subject.progress,
-    )  # fmt: skip
-    return from_traces(
-        "fisher", subject.program, subject.groups, subject.candidates, subject.loss, subject.chunks, traces
-    )
+    return Metric(name, summary, True, True, compute, method)
 
 
 def _hessian_eigenvalue(subject: Subject) -> Sensitivity:
@@ -151,18 +142,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
                 _scanned("gauss_newton"),
             ),
             Metric("kl", "Measured loss of each choice alone.", False, True, _scanned("kl")),
-            Metric("hessian_trace", "HAWQ-V2: mean Gauss–Newton trace × squared error.", True, True, _hessian_trace),
-            Metric(
-                "hessian_trace_hutchinson",
-                "HAWQ-V2 with Hutchinson's random probes.",
-                True,
-                True,
-                _hessian_trace_hutchinson,
-            ),
+            _from_traces("hessian_trace", "HAWQ-V2: mean Gauss–Newton trace × squared error.", "auto"),
+            _from_traces("hessian_trace_hutchinson", "HAWQ-V2 with Hutchinson's random probes.", "hutchinson"),
             Metric(
                 "hessian_eigenvalue", "HAWQ: top Hessian eigenvalue × squared error.", True, True, _hessian_eigenvalue
             ),
-            Metric("fisher", "FIT: Fisher trace × squared error, weights and activations.", True, True, _fisher),
+            # Zandonati et al. 2022 (FIT): Fisher traces, labels drawn from the model.
+            _from_traces("fisher", "FIT: Fisher trace × squared error, weights and activations.", "monte_carlo"),
             Metric("weight_error", "Relative squared weight error; needs no data.", False, False, _weight_error),
         )
     }

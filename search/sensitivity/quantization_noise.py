@@ -62,5 +62,5 @@ def activation_changes(program: Program, candidates: CandidateSet, chunks: Seque
 
 def _transform(candidate: Candidate, tensor: str, candidates: CandidateSet) -> Transform | None:
     numerics = candidate.recipe.activation
-    quantizer = None if numerics is None else candidates.quantizers.get((tensor, numerics.bits))
+    quantizer = None if numerics is None else candidates.quantizers.get((tensor, numerics))
     return activation_transform(candidate.recipe, quantizer)

@@ -13,6 +13,7 @@ from search.groups import LayerGroup
 from search.loss.model_loss import ModelLoss
 from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.metrics import METRICS, Subject, measure
+from search.sensitivity.saved_traces import saved_traces
 from search.sensitivity.scan import scan
 from search.simulation.simulator import Arrays, Simulator
 from search.simulation.torch_simulator import TorchSimulator
@@ -39,7 +40,8 @@ def scan_metrics(
     """Sensitivities by metric name in the order asked, and notes for the report.
 
     On a graph without derivatives the default metrics lose those that need them, with a note; a metric asked for by
-    name is refused instead (`UnsupportedOp`). Rows of the forward scan are kept in `folder` and taken from there.
+    name is refused instead (`UnsupportedOp`). Rows of the forward scan and traces are kept in `folder` and taken from
+    there.
     """
     program = simulator.program if isinstance(simulator, TorchSimulator) else None
     notes: list[str] = []
@@ -52,11 +54,22 @@ def scan_metrics(
     if any(name in SHARED_SCAN for name in wanted):
         found.update(scan(simulator, groups, candidates, loss, chunks, progress, folder=folder))
     few = _first_samples(chunks, GRADIENT_SAMPLES)
-    subject = Subject(simulator, program, groups, candidates, loss, few, seed, progress)
+    subject = Subject(simulator, program, groups, candidates, loss, few, seed, progress, folder)
     for name in wanted:
         if name not in found:
             found[name] = measure(name, subject)
     return {name: found[name] for name in wanted}, tuple(notes)
+
+
+def save_traces(
+    metrics: Sequence[str], simulator: Simulator, loss: ModelLoss, chunks: Sequence[Arrays], seed: int, folder: Path
+) -> None:
+    """Leave in `folder` the traces that `scan_metrics` will look for; nothing on a graph without derivatives."""
+    methods = dict.fromkeys(METRICS[name].trace_method for name in metrics if name in METRICS)
+    if isinstance(simulator, TorchSimulator):
+        few = _first_samples(chunks, GRADIENT_SAMPLES)
+        for method in filter(None, methods):
+            saved_traces(simulator.program, loss, few, folder, method=method, seed=seed)
 
 
 def normalised_loss(

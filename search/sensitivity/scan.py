@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 _FULL_PRECISION = Assembly({}, {})
 # Each block runs full precision once for all its keys, and is what a stopped scan can lose.
 _BLOCK_KEYS = 32
-_ROW_VERSION = 2
+_ROW_VERSION = 3
 _NOT_REFITTED = (
     f"Sensitivities were measured without refitting later layers: that needs dynamic-batch chunks of {FEWEST_SAMPLES} "
     "samples and a graph whose ops all run in torch."

@@ -1,12 +1,12 @@
 """Scan rows: what one forward per (group, precision) leaves behind, the raw material of `kl` and `gauss_newton`.
 
 A row is the loss of every sample (float64) and its Gauss–Newton factor (float32, see `search.loss.model_loss`).
-Rows are kept one file per key, so a scan stops and goes on, and shards are merged by putting their rows together.
+Rows are kept one file each, so a scan stops and goes on, shards are merged by putting their rows together, and a
+runtime takes those it has in common with another.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zipfile
 from collections.abc import Iterable
@@ -132,17 +132,17 @@ def _gram(rows: list[Row], weights: Array) -> np.ndarray[Any, np.dtype[np.float6
 
 
 class RowFolder:
-    """Rows on disk, one file per key; a row of other inputs, or a damaged one, counts as absent."""
+    """Rows on disk, each named by all it was computed from; a damaged one counts as absent."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, key: Key) -> Path:
-        return self.folder / (hashlib.sha256("\0".join(key).encode()).hexdigest()[:32] + ".npz")
+    def path(self, fingerprint: str) -> Path:
+        return self.folder / f"row_{fingerprint[:32]}.npz"
 
     def save(self, row: Row) -> None:
-        path = self.path(row.key)
+        path = self.path(row.fingerprint)
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
             np.savez(
@@ -152,13 +152,13 @@ class RowFolder:
         os.replace(partial, path)
 
     def load(self, key: Key, fingerprint: str) -> Row | None:
-        """The row of this key if it was computed from the same inputs."""
-        row = self._read(self.path(key))
+        """The row of this key that was computed from these inputs."""
+        row = self._read(self.path(fingerprint))
         return row if row is not None and row.key == key and row.fingerprint == fingerprint else None
 
     def rows(self) -> list[Row]:
         """Every readable row, in scan order: what a merge needs of a shard's folder."""
-        found = [row for path in sorted(self.folder.glob("*.npz")) if (row := self._read(path)) is not None]
+        found = [row for path in sorted(self.folder.glob("row_*.npz")) if (row := self._read(path)) is not None]
         return sorted(found, key=lambda row: row.position)
 
     @staticmethod

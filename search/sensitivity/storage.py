@@ -14,12 +14,11 @@ from search.errors import SearchError
 from search.sensitivity.estimate import Interactions, LossIncrease, Sensitivity
 
 SCHEMA_VERSION = 1
-_JSON, _ARRAYS = "sensitivity.json", "interactions.npz"
-FILES = (_JSON, _ARRAYS)
 
 
-def save_sensitivities(folder: Path, sensitivities: Mapping[str, Sensitivity]) -> None:
-    """Write every metric's sensitivity into the folder."""
+def save_sensitivities(folder: Path, sensitivities: Mapping[str, Sensitivity], suffix: str = "") -> list[str]:
+    """Write every metric's sensitivity into the folder as `sensitivity<suffix>.json` and `interactions<suffix>.npz`."""
+    names = _names(suffix)
     matrices = {
         metric: found.interactions.matrix for metric, found in sensitivities.items() if found.interactions is not None
     }
@@ -27,21 +26,27 @@ def save_sensitivities(folder: Path, sensitivities: Mapping[str, Sensitivity]) -
         "schema_version": SCHEMA_VERSION,
         "metrics": {metric: _to_json(found) for metric, found in sensitivities.items()},
     }
-    np.savez(folder / _ARRAYS, **matrices)  # type: ignore[arg-type]
-    (folder / _JSON).write_text(json.dumps(document, indent=1))
+    np.savez(folder / names[1], **matrices)  # type: ignore[arg-type]
+    (folder / names[0]).write_text(json.dumps(document, indent=1))
+    return names
 
 
-def load_sensitivities(folder: Path) -> dict[str, Sensitivity]:
+def load_sensitivities(folder: Path, suffix: str = "") -> dict[str, Sensitivity]:
     """Every metric's sensitivity, in the order they were saved; raises `SearchError` for another schema."""
-    document = json.loads((folder / _JSON).read_text())
+    names = _names(suffix)
+    document = json.loads((folder / names[0]).read_text())
     if document["schema_version"] != SCHEMA_VERSION:
         raise SearchError(
             f"sensitivities have schema version {document['schema_version']}, this program reads {SCHEMA_VERSION}",
             hint="scan again with this version",
             code="bad_sensitivity",
         )
-    with np.load(folder / _ARRAYS, allow_pickle=False) as matrices:
+    with np.load(folder / names[1], allow_pickle=False) as matrices:
         return {metric: _from_json(metric, data, matrices) for metric, data in document["metrics"].items()}
+
+
+def _names(suffix: str) -> list[str]:
+    return [f"sensitivity{suffix}.json", f"interactions{suffix}.npz"]
 
 
 def _to_json(found: Sensitivity) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def event_words(kind: str, data: Mapping[str, Any]) -> str:
             attempt = data.get("attempt", 1)
             return f"{stage} started" + (f", attempt {attempt}" if attempt != 1 else "")
         case "stage_succeeded":
-            return f"{stage} finished" + (": known from an earlier study" if data.get("reused") else "")
+            return f"{stage} finished" + (": known already" if data.get("reused") else "")
         case "stage_failed":
             return f"{stage} failed: {data.get('code', '')}"
         case "stage_cancelled":
@@ -99,7 +99,7 @@ def event_words(kind: str, data: Mapping[str, Any]) -> str:
         case "attempt_lost":
             return f"{stage} lost attempt {data.get('attempt')}: {data.get('code', '')}"
         case "stage_shared":
-            return f"{stage} is done by another study that needs the same"
+            return f"{stage} is done by another stage that asks the same"
         case "evaluations":
             return f"your evaluator posted results, {data.get('missing')} missing"
         case "cancel_requested":

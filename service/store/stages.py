@@ -197,12 +197,13 @@ def _finished(session: Session, input_key: str) -> StageRow | None:
 
 
 def _whole_of(session: Session, study: StudyRow, stage: StageRow) -> StageRow | None:
-    """The finished stage, of any study, that did what this shard is a part of."""
+    """A finished stage, of any study, of those that did what this shard is a part of; None while one is missing."""
     kind = kind_named(stage.kind)
     if kind.shards is None:
         return None
-    whole = session.scalars(select(StageRow).where(StageRow.study_id == study.id, StageRow.kind == kind.shards)).one()
-    return _finished(session, stage_inputs(session, study, whole).key)
+    wholes = session.scalars(select(StageRow).where(StageRow.study_id == study.id, StageRow.kind == kind.shards))
+    found = [_finished(session, stage_inputs(session, study, whole).key) for whole in wholes]
+    return found[0] if all(found) else None
 
 
 def _refuse(session: Session, study: StudyRow, stage: StageRow, reason: tuple[str, str, str, str]) -> None:

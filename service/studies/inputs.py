@@ -25,7 +25,7 @@ from service.store.models import (
 from service.studies.plan import EVALUATIONS, StageKind, kind_named, stage_spec
 from service.version import VERSION
 
-CONTRACT_VERSION = 2
+CONTRACT_VERSION = 3
 
 
 class InputDeleted(Exception):

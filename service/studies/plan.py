@@ -1,9 +1,10 @@
 """Plan: which stages a study has and what each waits for. The kinds are data; the engine knows none by name.
 
-check ─┬─ scan_shard ×n ─ scan ─┬─ solve ─ evaluate ─ verdict     (solve and what follows: one chain per target)
+check ─┬─ scan_shard ×n ─ scan ─┬─ solve ─ evaluate ─ verdict     (all but check and the shards: one chain per target)
        └─ measure ──────────────┘
 
-Shards are planned where several workers scan; `scan` takes up what they saved, and does the whole where there are none.
+Shards scan the union of the targets' recipes. They are planned where several workers scan or several targets may differ
+in their numerics; each target's `scan` takes from them what its recipes name, and does the whole where there are none.
 `verdict` waits for the user's own evaluator and is planned only where the study asks for one. `answer` finds one more
 allocation of a study that was solved before.
 """
@@ -25,7 +26,8 @@ class StageKind:
     alone, so that it is the same whatever other targets a study has. `sees`: how much of a target is part of the input:
     `hardware` only, `operating_point` too, or the whole `goal` with budgets and tolerance; what a stage does not see
     can change and finds it finished. `device` says what of the hardware profile its output depends on. `ignores` are
-    options it does not read. `shards` names the kind it is a part of: planned as several stages, or as none. `saves`:
+    options it does not read. `shards` names the kind it is a part of, for all targets: planned as one stage or more where
+    that kind's work is shared, or as none. `saves`:
     parts it saves are taken up by later attempts and by all kinds of that name. `judges`: it is told of the user's own
     evaluator. `awaits`: it also waits for what only
     a user can bring. `publishes`: its files are artifacts.
@@ -57,7 +59,7 @@ EVALUATIONS = "evaluations"
 KINDS: tuple[StageKind, ...] = (
     StageKind("check", (), "check", sees="operating_point", device="nothing"),
     StageKind("scan_shard", ("check",), "scan", shards="scan", **_SCAN),  # type: ignore[arg-type]
-    StageKind("scan", ("check", "scan_shard"), "scan", **_SCAN),  # type: ignore[arg-type]
+    StageKind("scan", ("check", "scan_shard"), "scan", per_target=True, **_SCAN),  # type: ignore[arg-type]
     StageKind(
         "measure", ("check",), "measure.{hardware}", True, "operating_point", ignores=(*_SOLVING, *_SCANNING),
         saves="measure",
@@ -113,14 +115,15 @@ def plan_study(
 ) -> list[PlannedStage]:
     """The stages of a study in an order in which each comes after what it waits for.
 
-    `shards` > 1 plans so many stages of kinds that are parts of another. Stages of hardware in `anywhere` need no
-    device: any worker that scans does them.
+    Kinds that are parts of another are planned as `shards` stages where `shards` > 1 or the targets make several of that
+    other. Stages of hardware in `anywhere` need no device: any worker that scans does them.
     """
     planned: list[PlannedStage] = []
     for kind in study_kinds(spec) if kinds is None else kinds:
         targets: list[int | None] = list(range(len(spec["targets"]))) if kind.per_target else [None]
         if kind.shards is not None:
-            targets = [None] * shards if shards > 1 else []
+            several = len(stage_spec(spec, kind, None)["targets"]) > 1
+            targets = [None] * shards if shards > 1 or several else []
         for shard, target in enumerate(targets):
             after = tuple(
                 position

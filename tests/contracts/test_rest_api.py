@@ -59,7 +59,7 @@ def publish(settings: Settings, study_id: str, files: dict[str, bytes]) -> None:
         kind = "text/html" if name.endswith(".html") else "application/json"
         outputs.append(OutputFile(name, blob.sha256, blob.size_bytes, kind))
     database = Database(settings.resolved_database_url)
-    for name in ("check", "scan", "measure0", "solve0"):
+    for name in ("check", "scan0", "measure0", "solve0"):
         finish(database, study_id, name)
     held = claimed(database, study_id, "evaluate0")
     verdicts = [{"hardware": "tiny-cpu", "verdict": "chosen"}]
@@ -271,7 +271,7 @@ def test_progress_and_what_a_study_waits_for(http: httpx.Client, database: Datab
     assert (progress["done"], progress["total"], progress["unit"]) == (1, 4, "layers")
     assert progress["eta_s"] >= 0
     assert claims.succeed(database, held, outputs=[], summary={})
-    finish(database, study["id"], "scan")
+    finish(database, study["id"], "scan0")
     with database.write() as session:
         from service.store.fleet import worker_gone
 

@@ -38,7 +38,7 @@ def states(database: Database, study_id: str) -> dict[str, str]:
 
 
 def carry_through(database: Database, study_id: str) -> None:
-    for name in ("check", "scan", "measure0", "solve0", "evaluate0"):
+    for name in ("check", "scan0", "measure0", "solve0", "evaluate0"):
         if stages_of(database, study_id)[name].state == "queued":
             finish(database, study_id, name, **({"verdicts": [{"verdict": "chosen"}]} if name == "evaluate0" else {}))
 
@@ -74,7 +74,7 @@ def test_another_target_shares_all_but_its_own_chain(database: Database) -> None
     carry_through(database, ask(database))
     found = states(database, ask(database, ("hw1", "hw0")))
     assert {name for name, state in found.items() if state == "succeeded"} == {
-        "check", "scan", "measure1", "solve1", "evaluate1",
+        "check", "scan_shard", "scan0", "scan1", "measure1", "solve1", "evaluate1",
     }  # fmt: skip
     assert found["measure0"] == "queued"
 
@@ -93,8 +93,8 @@ def test_a_new_device_with_known_numerics_needs_no_scan(database: Database) -> N
     announce(database, "hw2", ["int4"], "a third")
     carry_through(database, ask(database))
     same, other = states(database, ask(database, ("hw1",))), states(database, ask(database, ("hw2",)))
-    assert (same["check"], same["scan"], same["measure0"]) == ("succeeded", "succeeded", "queued")
-    assert (other["check"], other["scan"]) == ("succeeded", "queued")
+    assert (same["check"], same["scan0"], same["measure0"]) == ("succeeded", "succeeded", "queued")
+    assert (other["check"], other["scan0"]) == ("succeeded", "queued")
 
 
 def test_a_new_driver_measures_again(database: Database) -> None:
@@ -103,7 +103,7 @@ def test_a_new_driver_measures_again(database: Database) -> None:
     with database.write() as session:
         session.execute(update(HardwareProfileRow).values(profile_key="a newer driver"))
     found = states(database, ask(database))
-    assert (found["scan"], found["measure0"]) == ("succeeded", "queued")
+    assert (found["scan0"], found["measure0"]) == ("succeeded", "queued")
 
 
 @pytest.mark.parametrize("ending", ["fail", "cancel_queued", "cancel_running", "worker_lost"])
@@ -176,7 +176,7 @@ def test_shards_are_satisfied_by_a_scan_that_was_done_whole(database: Database) 
     fresh = ask(database, shards=3)
     finish(database, fresh, "check")
     assert [shard.state for shard in shards_of(fresh)] == ["queued"] * 3
-    assert states(database, fresh)["scan"] == "blocked", "its shards come first"
+    assert states(database, fresh)["scan0"] == "blocked", "its shards come first"
     with database.write() as session:
         request_cancel(session, fresh)
     carry_through(database, ask(database))

@@ -113,12 +113,12 @@ def test_a_study_goes_through_its_stages_to_success(database: Database) -> None:
     study_id = new_study(database, targets=2)
     states = {name: row.state for name, row in stages_of(database, study_id).items()}
     assert states == {
-        "check": "queued", "scan": "blocked", "measure0": "blocked", "measure1": "blocked", "solve0": "blocked",
+        "check": "queued", "scan_shard": "blocked", "scan0": "blocked", "scan1": "blocked", "measure0": "blocked", "measure1": "blocked", "solve0": "blocked",
         "solve1": "blocked", "evaluate0": "blocked", "evaluate1": "blocked",
     }  # fmt: skip
     finish(database, study_id, "check")
     assert study_of(database, study_id).state == "running"
-    for name in ("scan", "measure0"):
+    for name in ("scan_shard", "scan0", "scan1", "measure0"):
         finish(database, study_id, name)
         assert stages_of(database, study_id)["solve1"].state == "blocked"
     finish(database, study_id, "solve0")
@@ -156,7 +156,7 @@ def test_the_last_two_finishers_release_what_waits(database: Database) -> None:
     for _ in range(10):
         study_id = new_study(database)
         finish(database, study_id, "check")
-        held = [claimed(database, study_id, name) for name in ("scan", "measure0")]
+        held = [claimed(database, study_id, name) for name in ("scan0", "measure0")]
         start = threading.Barrier(2)
 
         def end(one: Claim, start: threading.Barrier = start) -> bool:
@@ -172,7 +172,7 @@ def test_nothing_to_claim_is_quiet(database: Database) -> None:
     study_id = new_study(database)
     stages = stages_of(database, study_id)
     assert claims.claim(database, "stage_unknown", worker_id="w", lease_s=1) is None
-    assert claims.claim(database, stages["scan"].id, worker_id="w", lease_s=1) is None
+    assert claims.claim(database, stages["scan0"].id, worker_id="w", lease_s=1) is None
     with database.write() as session:
         later = update(StageRow).where(StageRow.id == stages["check"].id).values(not_before=database_now() + 60)
         session.execute(later)
@@ -256,7 +256,7 @@ def test_a_stage_put_back_keeps_its_attempts(database: Database) -> None:
 def test_an_error_ends_the_study_once_running_stages_have_stopped(database: Database) -> None:
     study_id = new_study(database)
     finish(database, study_id, "check")
-    scan, measure = claimed(database, study_id, "scan"), claimed(database, study_id, "measure0")
+    scan, measure = claimed(database, study_id, "scan0"), claimed(database, study_id, "measure0")
     assert claims.fail(database, scan, {**ERROR, "stage": "scan"})
     assert study_of(database, study_id).state == "running"
     assert claims.beat(database, measure, lease_s=60) is Beat.STOP

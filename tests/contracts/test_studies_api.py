@@ -160,7 +160,7 @@ def test_a_failed_study_is_tried_again_from_where_it_got(
     study = post_study(http, name="first")
     problem(http.post(f"/v1/studies/{study['id']}/retry"), 409, "state_conflict")
     finish(database, study["id"], "check")
-    assert claims.fail(database, claimed(database, study["id"], "scan"), ERROR)
+    assert claims.fail(database, claimed(database, study["id"], "scan0"), ERROR)
     headers = {"Idempotency-Key": "again"}
     answers = [http.post(f"/v1/studies/{study['id']}/retry", headers=headers) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 200]

@@ -71,12 +71,12 @@ def test_shards_are_the_scan_bit_for_bit(
         part = study(tmp_path / f"part{index}")
         scan_shard({**SPEC, "shard": [index, count]}, part, QUIET)
         share(part, merged)
-    monkeypatch.setattr(saved_candidates, "finish_candidates", refuse)
+    monkeypatch.setattr(saved_candidates, "finish_wanted", refuse)
     monkeypatch.setattr(sensitivity_scan, "_measure", refuse)
     STAGES["scan"](SPEC, merged, QUIET)
-    for name in ("candidates.json", "sensitivity.json", "loss.json"):
+    for name in ("candidates_0.json", "sensitivity_0.json", "loss_0.json"):
         assert (merged / name).read_text() == (whole / name).read_text()
-    for name in ("candidates.npz", "interactions.npz"):
+    for name in ("candidates_0.npz", "interactions_0.npz"):
         with np.load(merged / name) as found, np.load(whole / name) as expected:
             assert found.files == expected.files
             for array in expected.files:
@@ -101,12 +101,12 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(
         STAGES["scan"](SPEC, folder, QUIET)
     rows = len([path for path in (folder / "saved").iterdir() if not path.name.startswith("candidate")])
     assert rows == 6
-    monkeypatch.setattr(saved_candidates, "finish_candidates", refuse)
+    monkeypatch.setattr(saved_candidates, "finish_wanted", refuse)
     monkeypatch.setattr(sensitivity_scan, "_measure", sound)
     done: list[int] = []
     STAGES["scan"](SPEC, folder, lambda finished, *_: done.append(finished))
     assert done[0] == rows
-    assert load_sensitivities(folder)["kl"] == load_sensitivities(whole)["kl"]
+    assert load_sensitivities(folder, "_0")["kl"] == load_sensitivities(whole, "_0")["kl"]
 
 
 def test_a_new_device_needs_only_the_precisions_it_adds(
@@ -124,7 +124,7 @@ def test_a_new_device_needs_only_the_precisions_it_adds(
     monkeypatch.setattr(sensitivity_scan, "_measure", counted)
     STAGES["scan"](SPEC, folder, QUIET)
     assert built
-    assert load_sensitivities(folder)["kl"].increases == load_sensitivities(whole)["kl"].increases
+    assert load_sensitivities(folder, "_0")["kl"].increases == load_sensitivities(whole, "_0")["kl"].increases
 
 
 def test_every_stage_can_be_run_alone() -> None:

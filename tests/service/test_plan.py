@@ -23,7 +23,9 @@ def test_the_plan_of_two_targets() -> None:
     planned = plan_study(TWO)
     assert [(stage.kind, stage.target, stage.queue) for stage in planned] == [
         ("check", None, "check"),
-        ("scan", None, "scan"),
+        ("scan_shard", None, "scan"),
+        ("scan", 0, "scan"),
+        ("scan", 1, "scan"),
         ("measure", 0, "measure.a"),
         ("measure", 1, "measure.b"),
         ("solve", 0, "solve"),
@@ -31,22 +33,27 @@ def test_the_plan_of_two_targets() -> None:
         ("evaluate", 0, "measure.a"),
         ("evaluate", 1, "measure.b"),
     ]
-    assert [stage.after for stage in planned] == [(), (0,), (0,), (0,), (1, 2), (1, 3), (4,), (5,)]
+    assert [stage.after for stage in planned] == [(), (0,), (0, 1), (0, 1), (0,), (0,), (2, 4), (3, 5), (6,), (7,)]
     assert len({(stage.kind, stage.shard) for stage in planned}) == len(planned)
 
 
 def test_shards_come_between_check_and_scan() -> None:
     planned = plan_study(TWO, shards=3)
     assert [stage.kind for stage in planned][:5] == ["check", "scan_shard", "scan_shard", "scan_shard", "scan"]
-    assert [stage.after for stage in planned][1:5] == [(0,), (0,), (0,), (0, 1, 2, 3)]
+    assert [stage.after for stage in planned][1:6] == [(0,), (0,), (0,), (0, 1, 2, 3), (0, 1, 2, 3)]
     assert [stage.shard for stage in planned][1:4] == [0, 1, 2]
+
+
+def test_one_worker_scans_one_kind_of_hardware_without_shards() -> None:
+    twice = {**SPEC, "targets": [SPEC["targets"][0], SPEC["targets"][2]]}
+    assert [stage.kind for stage in plan_study(twice)][:3] == ["check", "scan", "scan"]
 
 
 def test_the_users_own_evaluator_is_waited_for_before_the_verdict() -> None:
     planned = plan_study({**TWO, "evaluator": {"metric": "mAP"}})
     assert [(stage.kind, stage.target, stage.after, stage.awaits) for stage in planned[-2:]] == [
-        ("verdict", 0, (6,), "evaluations"),
-        ("verdict", 1, (7,), "evaluations"),
+        ("verdict", 0, (8,), "evaluations"),
+        ("verdict", 1, (9,), "evaluations"),
     ]
 
 
@@ -62,9 +69,10 @@ def test_kinds_are_data() -> None:
 
 
 def test_a_stage_is_told_what_it_reads_and_of_its_own_target_only() -> None:
-    assert stage_spec(SPEC, kind_named("scan"), None)["targets"] == [{"hardware": "a"}, {"hardware": "b"}]
-    assert stage_spec(SPEC, kind_named("scan"), None)["options"] == {"metrics": ["kl"], "unknown": 1}
-    assert "operating_point" in stage_spec({**SPEC, "dataset": None}, kind_named("scan"), None)["targets"][0]
+    assert stage_spec(SPEC, kind_named("scan_shard"), None)["targets"] == [{"hardware": "a"}, {"hardware": "b"}]
+    assert stage_spec(SPEC, kind_named("scan"), 1)["targets"] == [{"hardware": "b"}]
+    assert stage_spec(SPEC, kind_named("scan"), 1)["options"] == {"metrics": ["kl"], "unknown": 1}
+    assert "operating_point" in stage_spec({**SPEC, "dataset": None}, kind_named("scan"), 0)["targets"][0]
     assert len(stage_spec(SPEC, kind_named("check"), None)["targets"]) == 2, "budgets do not tell targets apart"
     measured = stage_spec(SPEC, kind_named("measure"), 2)
     assert measured == stage_spec(SPEC, kind_named("measure"), 0)

@@ -133,7 +133,7 @@ def test_a_scan_in_shards_feeds_answers_to_any_budget(service: Service) -> None:
         table = known_table(session, profile)
         stage = next(stage for stage in service.stages(first) if stage.kind == "measure")
         inputs = stage_inputs(session, session.get_one(StudyRow, first), stage)
-    assert sum(name.startswith("candidate_") for name in parts) == 3
+    assert sum(name.startswith("candidate_") for name in parts) == 11, "three layers in four precisions but one"
     assert "latency_table_0.json" in parts
     assert table is not None
     assert table["rows"], "what was measured is known of the device from now on"

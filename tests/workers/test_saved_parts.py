@@ -30,7 +30,7 @@ def test_an_attempt_that_dies_leaves_its_rows_to_the_next(bench: Bench, tmp_path
     tiny = {"kind": "-", "rows": str(rows), "die_at_row": 2, "once": str(tmp_path / "once")}
     study_id = bench.study(tiny, max_attempts=2)
     assert bench.run_all(study_id).state == "succeeded"
-    assert stages_of(bench.database, study_id)["scan"].fence == 3, "claimed, lost, claimed"
+    assert stages_of(bench.database, study_id)["scan0"].fence == 3, "claimed, lost, claimed"
     assert computed(rows) == ["0", "1", "2", "2", "3"], "only the row that was under way is computed again"
 
 
@@ -39,15 +39,15 @@ def test_attempts_that_bring_something_new_do_not_use_up_the_stage(bench: Bench,
     study_id = bench.study(tiny, max_attempts=2)
     bench.run(study_id)
     for attempt in (1, 2):
-        bench.run(study_id, "scan")
-        stage = stages_of(bench.database, study_id)["scan"]
+        bench.run(study_id, "scan0")
+        stage = stages_of(bench.database, study_id)["scan0"]
         assert (stage.state, stage.attempt) == ("queued", 1), f"attempt {attempt} brought rows"
         with bench.database.write() as session:
             kept = SavedPartRow.name == "row_1.json"
             session.execute(delete(SavedPartRow).where(kept))
-    bench.run(study_id, "scan")
-    bench.run(study_id, "scan")
-    bench.run(study_id, "scan")
+    bench.run(study_id, "scan0")
+    bench.run(study_id, "scan0")
+    bench.run(study_id, "scan0")
     assert study_of(bench.database, study_id).state == "failed", "attempts that bring nothing are counted"
 
 
@@ -58,7 +58,7 @@ def test_shards_save_and_the_scan_computes_nothing(bench: Bench, tmp_path: Path)
     first, second = shards_of(bench, study_id)
     assert bench.supervisor.run(second.id)
     assert computed(rows) == ["1", "3"]
-    assert stages_of(bench.database, study_id)["scan"].state == "blocked"
+    assert stages_of(bench.database, study_id)["scan0"].state == "blocked"
     assert bench.supervisor.run(first.id)
     assert computed(rows) == ["1", "3", "0", "2"]
     assert bench.run_all(study_id).state == "succeeded"
@@ -125,7 +125,7 @@ def test_a_lost_file_fails_clearly_and_a_new_study_makes_it_anew(bench: Bench) -
     assert outputs is not None
     for path in (bench.settings.data_folder / "blobs").rglob(outputs[0]["sha256"]):
         path.unlink()
-    bench.run(first, "scan")
+    bench.run(first, "scan0")
     error = study_of(bench.database, first).error
     assert error is not None
     assert error["code"] == "file_lost"

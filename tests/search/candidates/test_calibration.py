@@ -14,6 +14,7 @@ from small_models import Builder, images, recipes_for, small_cnn
 from kernels.recipe import Granularity, Numerics
 from kernels.recipes import ACTIVATION_U8, linear_recipe
 from search.candidates.calibration import absorbed_limits, calibrate, collect_histograms, quantizer_for_range
+from search.candidates.recipes import Wanted, wanted_of
 from search.errors import BadSubmission, NotEnoughData
 from search.quantizer.uniform import fake_quantize
 from search.simulation.torch_simulator import TorchSimulator
@@ -26,7 +27,7 @@ S8 = Numerics(8, symmetric=False, signed=True, granularity=Granularity.TENSOR)
 def cnn():
     simulator = TorchSimulator(small_cnn())
     chunks = [images(24, seed=seed) for seed in range(3)]
-    return simulator, chunks, calibrate(simulator, chunks, recipes_for(simulator.graph))
+    return simulator, chunks, calibrate(simulator, chunks, wanted_of([recipes_for(simulator.graph)]))
 
 
 def test_every_static_reader_and_quantized_output_has_one_quantizer(cnn):
@@ -46,8 +47,8 @@ def test_relu_starts_at_the_smallest_code_and_clip_ends_inside(cnn):
         "stem_relu": (0, np.inf), "depthwise_clip": (0, 6), "block1_relu": (0, np.inf)
     }  # fmt: skip
     for tensor in ("stem_relu", "block1_relu", "depthwise_clip"):
-        assert calibration.quantizers[tensor, 8].zero_point == 0
-    assert np.float32(255) * np.float32(calibration.quantizers["depthwise_clip", 8].scale) <= np.float32(6)
+        assert calibration.quantizers[tensor, ACTIVATION_U8].zero_point == 0
+    assert np.float32(255) * np.float32(calibration.quantizers["depthwise_clip", ACTIVATION_U8].scale) <= np.float32(6)
 
 
 def test_quantizers_reproduce_the_tensors(cnn):
@@ -57,7 +58,7 @@ def test_quantizers_reproduce_the_tensors(cnn):
     for (tensor, _), quantizer in calibration.quantizers.items():
         values = kept[tensor]
         error = np.square(fake_quantize(values, quantizer) - values).mean() / np.square(values).mean()
-        assert error < 3 * calibration.errors[tensor, 8] + 1e-7
+        assert error < 3 * calibration.errors[tensor, ACTIVATION_U8] + 1e-7
 
 
 def test_streaming_sees_what_one_look_sees(cnn):
@@ -105,9 +106,9 @@ def test_constant_activations_are_calibrated():
     graph = one_layer(0.0)
     (layer,) = graph.layers
     data = [{"x": np.ones((4, 4), np.float32)}]
-    calibration = calibrate(TorchSimulator(graph), data, {(layer.name, "w8a8"): linear_recipe(8)})
-    assert calibration.quantizers["scaled", 8].scale == 1.0
-    assert calibration.errors["scaled", 8] == 0
+    calibration = calibrate(TorchSimulator(graph), data, [Wanted(layer.name, "w8a8", linear_recipe(8))])
+    assert calibration.quantizers["scaled", ACTIVATION_U8].scale == 1.0
+    assert calibration.errors["scaled", ACTIVATION_U8] == 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -116,29 +117,32 @@ def test_activations_that_are_not_finite_are_named(bad):
     (layer,) = graph.layers
     data = [{"x": np.full((4, 4), bad, np.float32)}]
     with pytest.raises(BadSubmission, match="'scaled'") as refused:
-        calibrate(TorchSimulator(graph), data, {(layer.name, "w8a8"): linear_recipe(8)})
+        calibrate(TorchSimulator(graph), data, [Wanted(layer.name, "w8a8", linear_recipe(8))])
     assert refused.value.code == "activation_not_finite"
 
 
 def test_no_samples_is_said(cnn):
     simulator, _, _ = cnn
     with pytest.raises(NotEnoughData) as refused:
-        calibrate(simulator, [], recipes_for(simulator.graph))
+        calibrate(simulator, [], wanted_of([recipes_for(simulator.graph)]))
     assert refused.value.code == "calibration_empty"
 
 
-def test_two_formats_of_one_width_on_a_tensor_are_refused():
+def test_a_tensor_gets_a_quantizer_in_each_format_that_runtimes_read_it_in():
     graph = one_layer(1.0)
     (layer,) = graph.layers
     signed = replace(linear_recipe(4), activation=S8)
-    recipes = {(layer.name, "w8a8"): linear_recipe(8), (layer.name, "w4a8"): signed}
-    with pytest.raises(BadSubmission) as refused:
-        calibrate(TorchSimulator(graph), [{"x": np.ones((4, 4), np.float32)}], recipes)
-    assert refused.value.code == "activation_numerics_conflict"
+    wanted = [Wanted(layer.name, "w8a8", linear_recipe(8)), Wanted(layer.name, "w4a8", signed)]
+    data = [{"x": np.linspace(-1, 3, 16, dtype=np.float32).reshape(4, 4)}]
+    together = calibrate(TorchSimulator(graph), data, wanted).quantizers
+    assert list(together) == [("scaled", ACTIVATION_U8), ("scaled", S8)]
+    for each in wanted:
+        (alone,) = calibrate(TorchSimulator(graph), data, [each]).quantizers.items()
+        assert together[alone[0]] == alone[1]
 
 
 def test_progress_reaches_its_total(cnn):
     simulator, chunks, _ = cnn
     seen = []
-    calibrate(simulator, chunks, recipes_for(simulator.graph), progress=lambda *step: seen.append(step))
+    calibrate(simulator, chunks, wanted_of([recipes_for(simulator.graph)]), progress=lambda *step: seen.append(step))
     assert seen == [(done, 6) for done in range(1, 7)]

@@ -11,12 +11,13 @@ from onnx import TensorProto
 from small_models import Builder, images, recipes_for, rows_of_32, small_cnn, small_mlp, token_model, tokens
 
 from kernels.recipe import Granularity, Numerics, Recipe
-from kernels.recipes import LINEAR_W4_GROUPS_FLOAT, conv_recipe, linear_recipe
+from kernels.recipes import ACTIVATION_U8, LINEAR_W4_GROUPS_FLOAT, conv_recipe, linear_recipe
 from search.candidates import finish as candidates
 from search.candidates.assemble import assemble
 from search.candidates.calibration import calibrate
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.finish import RULES, finish_candidates
+from search.candidates.recipes import wanted_of
 from search.candidates.refit import refit_sequentially
 from search.errors import BadSubmission
 from search.onnx_import import layer_bias, layer_weight
@@ -44,7 +45,7 @@ def test_a_candidate_is_the_closed_form_answer(mlp):
     layer = graph.layer("middle")
     whole = {"x": np.concatenate([chunk["x"] for chunk in chunks])}
     inputs = simulator.run(whole, keep=["gelu"])["gelu"].reshape(-1, 64)
-    read = fake_quantize(inputs, finished.quantizers["gelu", 8]).astype(np.float64)
+    read = fake_quantize(inputs, finished.quantizers["gelu", ACTIVATION_U8]).astype(np.float64)
     exact = inputs.astype(np.float64) @ layer_weight(graph, layer)
     best = None
     for rule in RULES:
@@ -90,12 +91,12 @@ def test_a_convolution_keeps_a_sane_bias_when_a_channel_is_dead():
     simulator, data = TorchSimulator(graph), images(16)
     (layer,) = graph.layers
     finished = finish_candidates(simulator, {(layer.name, "w8a8"): conv_recipe(8)}, [data])
-    candidate, quantizer = finished.candidates[layer.name, "w8a8"], finished.quantizers["image", 8]
+    candidate, quantizer = finished.candidates[layer.name, "w8a8"], finished.quantizers["image", ACTIVATION_U8]
     codes = candidate.bias / (quantizer.scale * candidate.weight.scale.astype(np.float64))
     assert (np.abs(codes) < INT32_BIAS_LIMIT).all()
     assembly = assemble(graph, {layer.name: "w8a8"}, finished)
     exact, simulated = simulator.run(data)["y"], simulator.run(data, assembly)["y"]
-    assert np.abs(simulated - exact)[:, 1:3].max() <= 0.51 * finished.quantizers["y", 8].scale
+    assert np.abs(simulated - exact)[:, 1:3].max() <= 0.51 * finished.quantizers["y", ACTIVATION_U8].scale
     np.testing.assert_allclose(simulated[:, 1].mean(), 5, atol=0.06)
 
 
@@ -174,7 +175,7 @@ def test_a_damaged_set_is_refused(mlp, tmp_path, damage):
 def test_calibration_can_be_reused_and_progress_reaches_its_total(mlp):
     graph, simulator, chunks, finished = mlp
     recipes = recipes_for(graph)
-    calibration = calibrate(simulator, chunks, recipes)
+    calibration = calibrate(simulator, chunks, wanted_of([recipes]))
     seen = []
     again = finish_candidates(
         simulator, recipes, chunks, progress=lambda *step: seen.append(step), calibration=calibration
@@ -187,7 +188,7 @@ def test_calibration_can_be_reused_and_progress_reaches_its_total(mlp):
 def test_a_layer_stops_observing_once_it_has_seen_enough(mlp, monkeypatch):
     _, simulator, chunks, finished = mlp
     recipes = {("up", "w4a8"): linear_recipe(4)}
-    calibration = calibrate(simulator, chunks, recipes)
+    calibration = calibrate(simulator, chunks, wanted_of([recipes]))
 
     def scale(data):
         made = finish_candidates(simulator, recipes, data, calibration=calibration)

@@ -353,8 +353,8 @@ def test_quantized_activations_add_their_trace_times_their_noise() -> None:
     head = graph.layers[-1]
     read = np.concatenate([simulator.run(chunk, keep=[head.input])[head.input] for chunk in IMAGES])
     changes = weight_changes(graph, candidates)
-    for precision, bits in (("w8a8", 8), ("w8a3", 3)):
-        quantizer = candidates.quantizers[head.input, bits]
+    for precision, bits, numerics in (("w8a8", 8, activation), ("w8a3", 3, coarse)):
+        quantizer = candidates.quantizers[head.input, numerics]
         codes = np.clip(np.round(read / np.float32(quantizer.scale)) + quantizer.zero_point, 0, 2**bits - 1)
         noise = (((codes - quantizer.zero_point) * quantizer.scale - read) ** 2).mean() * 6
         expected = 0.5 * (
