@@ -34,6 +34,7 @@ from bitwright.cli_shared import (
     tolerance_of,
 )
 from bitwright.client import Client
+from bitwright.printed import MOST_LINES, PrintedLines
 from bitwright.records import Study, verdict_of
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -91,10 +92,17 @@ def submit(
 
 
 @app.command()
-def watch(study_id: str, timeout: Timeout = None, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
+def watch(
+    study_id: str,
+    log: Annotated[bool, typer.Option("--log", help="Show what its stages print, too")] = False,
+    timeout: Timeout = None,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """Follow a study to its end."""
     with exit_statuses(), Client(url, key=key) as client:
-        _finish(_watch(client, study_id, timeout), as_json, waited=True)
+        _finish(_watch(client, study_id, timeout, with_log=log), as_json, waited=True)
 
 
 @app.command("list")
@@ -140,6 +148,30 @@ def events(
 
 
 @app.command()
+def log(
+    study_id: str,
+    stage: Annotated[str | None, typer.Option(help="Only stages of this kind, as scan")] = None,
+    lines: Annotated[int, typer.Option(min=1, max=MOST_LINES, help="The most of one stage")] = 40,
+    url: Url = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the last lines that each stage of a study printed."""
+    with exit_statuses(), Client(url, key=key) as client:
+        found = client.log(study_id, stage=stage, lines=lines)
+    if as_json:
+        print_json(found)
+        return
+    for item in found:
+        about = [f"target {item['target']}"] if item["target"] is not None else []
+        about += [f"part {item['shard']}"] if item["shard"] is not None else []
+        about += [f"attempt {item['attempt']}"] if item["attempt"] > 1 else []
+        print(" · ".join([item["stage"], *about]))
+        for line in [*(["…"] if item["is_cut"] else []), *item["lines"]]:
+            print(f"  {line}")
+
+
+@app.command()
 def cancel(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = False) -> None:
     """Ask a study to stop."""
     with exit_statuses(), Client(url, key=key) as client:
@@ -160,12 +192,15 @@ def clone(study_id: str, url: Url = None, key: Key = None, as_json: AsJson = Fal
         _finish(client.clone(study_id), as_json, waited=False)
 
 
-def _watch(client: Client, study_id: str, timeout_s: float | None) -> Study:
+def _watch(client: Client, study_id: str, timeout_s: float | None, *, with_log: bool = False) -> Study:
+    printed = PrintedLines(client, study_id) if with_log else None
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         bar = bars.add_task("waiting", total=None, note="")
 
         def show(study: Study) -> None:
+            for stage, line in printed.news() if printed is not None else ():
+                bars.console.print(f"[dim]{escape(stage)}[/] {escape(line)}", highlight=False, soft_wrap=True)
             progress = study.progress
             note = study.waiting_for or ""
             if progress is not None and not note:

@@ -10,13 +10,13 @@ from typing import Any
 
 from bitwright.connection import RETRIES, Connection, retry_after_s
 from bitwright.errors import WaitTimeout
-from bitwright.gate import measured_figures
 from bitwright.records import Allocation, Artifact, Study, verdict_of
 from bitwright.transfer import fetch, opened
 
 DEFAULT_URL = "http://127.0.0.1:8300"
 POLL_WAIT_S = 20.0
 POLL_PATIENCE_S = 180.0
+FIGURES = ("latency_ms", "size_bytes", "loss", "accuracy")
 Budgets = Mapping[str, float | str | Mapping[str, float]]
 
 
@@ -247,26 +247,29 @@ class Client:
         """The report of one target. Raises `Conflict` (`not_ready`) before the study has one."""
         return dict(self._json(f"/v1/studies/{study_id}/report", params={"target": target}))
 
+    def log(self, study_id: str, *, stage: str | None = None, lines: int = 40) -> list[dict[str, Any]]:
+        """The last `lines` each stage printed, or those of one kind: dicts with `stage`, `target`, `lines`, `is_cut`.
+
+        A running stage tells them with its beats.
+        """
+        params = {"lines": lines, **({"stage": stage} if stage is not None else {})}
+        return list(self._json(f"/v1/studies/{study_id}/log", params=params)["items"])
+
     def compare(self, study_ids: Sequence[str]) -> list[dict[str, Any]]:
-        """One row per study and target: the verdict and the chosen assembly's figures; None for what is unknown."""
-        rows = []
-        for study_id in study_ids:
-            study = self.study(study_id)
-            for index, asked in enumerate(study.raw["spec"]["targets"]):
-                verdict = study.verdicts[index] if index < len(study.verdicts) else {}
-                found = self.report(study_id, index)["targets"][0] if verdict else None
-                rows.append(
-                    {
-                        "study": study.id,
-                        "name": study.name,
-                        "target": index,
-                        "hardware": asked["hardware"],
-                        "verdict": verdict_of(verdict) or study.state,
-                        "chosen": verdict.get("chosen"),
-                        **measured_figures(found),
-                    }
-                )
-        return rows
+        """One row per target of 2 to 6 studies: verdict and the chosen assembly's figures; None for what is unknown."""
+        items = self._json("/v1/compare", params={"studies": list(study_ids)})["items"]
+        return [
+            {
+                "study": one["study"],
+                "name": one["name"],
+                "target": one["position"],
+                "hardware": one["target"]["hardware"],
+                "verdict": verdict_of(one["verdict"] or {}) or one["state"],
+                "chosen": (one["verdict"] or {}).get("chosen"),
+                **{name: ((one["figures"] or {}).get(name) or {}).get("value") for name in FIGURES},
+            }
+            for one in items
+        ]
 
     def artifacts(self, study_id: str) -> list[Artifact]:
         """The files a study made."""

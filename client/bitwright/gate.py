@@ -88,12 +88,6 @@ def chosen_of(target: Target) -> Mapping[str, Any] | None:
     return next((one for one in target["assemblies"] if name in (one["name"], *one.get("also", ()))), None)
 
 
-def measured_figures(target: Target | None) -> dict[str, float | None]:
-    """Latency, size, loss and accuracy of the chosen assembly; None for what is not known."""
-    found = {} if target is None else _figures(target, at_median=True)
-    return {name: found.get(name) for name in ("latency_ms", "size_bytes", "loss", "accuracy")}
-
-
 def _regressions(target: Target, baseline: Target | None, allowed: float) -> list[Check]:
     hardware = str(target["hardware"])
     if baseline is None:

@@ -15,27 +15,12 @@ from typing import Any
 
 from service.blobs import Blobs
 from service.store.models import ArtifactRow
+from service.studies.figures import Document, Figure, figures_of, full_precision_of, target_of
 
-Document = Mapping[str, Any]
 CODES = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KEPT_RESULTS = 16
 DIGITS = 4
 US_PER_MS = 1000.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure of the chosen assembly beside full precision's; `ratio` is their quotient."""
-
-    name: str
-    value: float
-    low: float | None
-    high: float | None
-    full: float | None
-
-    @property
-    def ratio(self) -> float | None:
-        return self.value / self.full if self.full else None
 
 
 @dataclass(frozen=True)
@@ -65,42 +50,10 @@ class _Stored:
 def _results(stored: _Stored, position: int) -> Results:
     with stored.blobs.open(stored.sha256) as file:
         report = json.load(file)
-    targets = report["targets"]
-    target = targets[position] if position < len(targets) else targets[0]
+    target = target_of(report, position)
     unit = str((report.get("loss") or {}).get("unit") or "loss")
     columns = json.dumps(columns_of(report, target, unit), separators=(",", ":"), ensure_ascii=False)
-    return Results(figures_of(target, unit), unit, gzip.compress(columns.encode(), 6, mtime=0), stored.sha256)
-
-
-def chosen_of(target: Document) -> Document | None:
-    """The assembly the verdict names; None when the budgets cannot be met."""
-    chosen = target["verdict"].get("chosen")
-    return next((one for one in target["assemblies"] if chosen in (one["name"], *one.get("also", ()))), None)
-
-
-def full_precision_of(target: Document) -> Document | None:
-    return next((one for one in target["assemblies"] if one["source"] == "full_precision"), None)
-
-
-def figures_of(target: Document, unit: str) -> tuple[Figure, ...]:
-    """Latency, size, loss and accuracy of the chosen assembly, as far as they are known."""
-    chosen, full = chosen_of(target), full_precision_of(target)
-    if chosen is None:
-        return ()
-    figures = []
-    latency, whole = chosen.get("measured"), (full or {}).get("measured")
-    if latency:
-        base = whole["median_ms"] if whole else None
-        figures.append(Figure("latency", latency["median_ms"], latency["ci_low_ms"], latency["ci_high_ms"], base))
-    figures.append(Figure("size", chosen["size_bytes"], None, None, full["size_bytes"] if full else None))
-    quality = chosen.get("report") or chosen.get("select") or {}
-    base_quality = (full or {}).get("report") or (full or {}).get("select") or {}
-    for name in ("loss", "accuracy"):
-        value = quality.get(name)
-        if value:
-            base = (base_quality.get(name) or {}).get("value") if name == "accuracy" else None
-            figures.append(Figure(name, value["value"], value.get("ci_low"), value.get("ci_high"), base))
-    return tuple(figures)
+    return Results(figures_of(target), unit, gzip.compress(columns.encode(), 6, mtime=0), stored.sha256)
 
 
 def columns_of(report: Document, target: Document, unit: str) -> dict[str, Any]:
@@ -138,6 +91,7 @@ def columns_of(report: Document, target: Document, unit: str) -> dict[str, Any]:
             "choices": [_choices(layer, code) for layer in layers],
         },
         "fixed": _fixed_costs(target, first_of_group),
+        "precisions": [[one["precision"], one["op"], one["sentence"]] for one in target.get("precisions", [])],
         "unquantized": target.get("unquantized", []),
     }
 

@@ -348,8 +348,21 @@ class EvaluationView(BaseModel):
     missing: list[str]
 
 
+class ComparedFigure(BaseModel):
+    """One figure of the chosen assembly: measured, with its 95 % interval, beside full precision's."""
+
+    value: float
+    low: float | None
+    high: float | None
+    full_precision: float | None
+
+
 class ComparedTarget(BaseModel):
-    """One target of one study beside others."""
+    """One target of one study beside others.
+
+    `figures` of the chosen assembly: `latency_ms`, `size_bytes`, `loss`, `accuracy`, as far as they were measured; None
+    where nothing was chosen.
+    """
 
     study: str
     name: str
@@ -358,6 +371,7 @@ class ComparedTarget(BaseModel):
     position: int
     target: dict[str, Any]
     verdict: dict[str, Any] | None
+    figures: dict[str, ComparedFigure] | None
     error: StudyError | None
 
 

@@ -18,8 +18,9 @@ from bitwright.cli_shared import FAILED, INFEASIBLE, OK, USER_ERROR, exit_status
 from bitwright.records import Study
 from service.settings import Settings
 from service.store.database import Database
+from service.store.stage_logs import write_log
 from tests.contracts.test_rest_api import publish
-from tests.contracts.test_stage_claims import ERROR, claimed
+from tests.contracts.test_stage_claims import ERROR, claimed, stages_of
 from workers import claims
 
 
@@ -65,7 +66,9 @@ def test_exit_statuses(study: Study, status: int) -> None:
     assert exit_status(study) == status
 
 
-def test_submit_watch_front_download(http: httpx.Client, model_file: Path, settings: Settings, tmp_path: Path) -> None:
+def test_submit_watch_front_download(
+    http: httpx.Client, model_file: Path, settings: Settings, database: Database, tmp_path: Path
+) -> None:
     sent = cli(
         http, "submit", str(model_file), "--hardware", "tiny-cpu", "--latency", "0.6x", "--size", "9e5", "--json"
     )
@@ -76,9 +79,16 @@ def test_submit_watch_front_download(http: httpx.Client, model_file: Path, setti
     assert cli(http, "front", study["id"]).returncode == 2
     front = [{"hardware": "tiny-cpu", "front": [{"cost": 1.5, "loss": 0.25, "precisions": {"a": "w4a8"}}]}]
     publish(settings, study["id"], {"front.json": json.dumps(front).encode()})
-    watched = cli(http, "watch", study["id"])
+    with database.write() as session:
+        stage = stages_of(database, study["id"])["measure0"].id
+        write_log(session, stage, attempt=2, text="one [bold]line[/]\nanother", is_cut=True)
+    watched = cli(http, "watch", study["id"], "--log")
     assert watched.returncode == 0
     assert "chosen" in watched.stdout
+    assert "measure 0 one [bold]line[/]\n" in watched.stderr
+    told = cli(http, "log", study["id"]).stdout
+    assert told.splitlines() == ["measure · target 0 · attempt 2", "  …", "  one [bold]line[/]", "  another"]
+    assert json.loads(cli(http, "log", study["id"], "--lines", "1", "--json").stdout)[0]["lines"] == ["another"]
     assert json.loads(cli(http, "front", study["id"], "--json").stdout) == front[0]
     assert "1 × w4a8" in cli(http, "front", study["id"]).stdout
     got = cli(http, "download", study["id"], "-o", str(tmp_path / "out"), "--json")
@@ -92,6 +102,7 @@ def test_what_the_user_must_change_ends_with_2(http: httpx.Client, model_file: P
     assert "hardware_unknown" in wrong.stderr
     assert cli(http, "submit", str(tmp_path / "none.onnx"), "--latency", "1").returncode == 2
     assert cli(http, "submit", str(model_file), "--dim", "sequence", "--latency", "1").returncode == 2
+    assert cli(http, "submit", str(model_file), "--loss", "logits=softmax_kl:x", "--latency", "1").returncode == 2
     assert cli(http, "submit", str(model_file), "--loss", "logits=softmax_kl:x", "--latency", "1").returncode == 2
     assert cli(http, "nonsense").returncode == 2
 

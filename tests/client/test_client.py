@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 import bitwright
+from bitwright.printed import PrintedLines
 from bitwright.records import Study
 from service.settings import Settings
 from service.store.database import Database
 from tests.contracts.test_rest_api import publish
 from tests.contracts.test_stage_claims import ERROR, claimed
 from workers import claims
+from workers.claims import StageLog
 
 
 def test_the_public_names_are_pinned() -> None:
@@ -140,3 +142,16 @@ def test_studies_are_listed_across_pages(client: bitwright.Client, model_file: P
         (sent[0], "queued", None),
         (sent[1], "queued", None),
     ]
+
+
+def test_lines_are_told_once(client: bitwright.Client, model_file: Path, database: Database) -> None:
+    study = submit(client, model_file)
+    assert client.log(study.id) == []
+    held = claimed(database, study.id, "check")
+    printed = PrintedLines(client, study.id)
+    for text, news in [("a\nb", ["a", "b"]), ("b\nc", ["c"]), ("b\nc", []), ("x\ny", ["x", "y"]), ("y\ny", ["y"])]:
+        claims.beat(database, held, lease_s=60, printed=StageLog(1, text, False))
+        assert printed.news() == [("check", line) for line in news]
+    (item,) = client.log(study.id, stage="check", lines=1)
+    assert (item["lines"], item["is_cut"]) == (["y"], True)
+    assert client.log(study.id, stage="scan") == []

@@ -189,7 +189,13 @@ def test_studies_are_compared(http: httpx.Client, worker: Supervisor, database: 
     work_off(worker, database)
     found = http.get(f"/v1/compare?studies={first},{second}").json()["items"]
     assert [(one["study"], one["verdict"]["verdict"]) for one in found] == [(first, "chosen"), (second, "chosen")]
+    latency = {"value": 1.7, "low": pytest.approx(1.666), "high": pytest.approx(1.734), "full_precision": 3.0}
+    assert [one["figures"]["latency_ms"] for one in found] == [latency, latency], "as their reports measured it"
+    assert sorted(found[0]["figures"]) == ["accuracy", "latency_ms", "loss", "size_bytes"]
     assert http.get("/v1/compare", params={"studies": [first, second]}).json()["items"] == found
+    waiting = post_study(http, seed=3)["id"]
+    beside = http.get(f"/v1/compare?studies={first},{waiting}").json()["items"]
+    assert [one["figures"] is None for one in beside] == [False, True]
     problem(http.get(f"/v1/compare?studies={first}"), 422, "invalid_request")
     problem(http.get(f"/v1/compare?studies={first},study_none"), 404, "not_found")
 

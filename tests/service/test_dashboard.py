@@ -9,9 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.dashboard.results import CODES, columns_of, figures_of
+from service.dashboard.results import CODES, columns_of
 from service.dashboard.words import event_words, goal_words, number, seconds, size, span
 from service.settings import Settings
+from service.studies.figures import figures_of
 from tests.contracts.test_rest_api import post_study, publish
 from tests.workers.tiny_stages import document
 
@@ -60,11 +61,11 @@ def test_columns_hold_what_the_report_said() -> None:
         by_name = dict(zip(columns["layers"]["name"], point["codes"], strict=True))
         assert precision(by_name["b"]) == stored["precisions"]["b"]
         assert precision(by_name["head"]) == "fp32", "a layer an allocation does not name stays in full precision"
-    figures = {one.name: one for one in figures_of(target, "nats")}
+    figures = {one.name: one for one in figures_of(target)}
     assert figures["latency"].ratio == pytest.approx(1.7 / 3.0)
     assert figures["size"].value == 8_000
     infeasible = {**target, "verdict": {**target["verdict"], "chosen": None}}
-    assert figures_of(infeasible, "nats") == ()
+    assert figures_of(infeasible) == ()
 
 
 def test_a_page_is_sent_once(http: httpx.Client) -> None:
