@@ -12,7 +12,8 @@ from kernels.backends.cuda import LEFT_OUT
 from kernels.backends.cuda_contender import Contender, Prepared, upload
 from kernels.backends.cuda_device import Work
 from kernels.backends.cuda_kernels import OurKernels
-from kernels.backends.cuda_opponents import TorchFloat, TorchPrepared
+from kernels.backends.cuda_opponents import TorchFloat
+from kernels.backends.cuda_product import TorchPrepared
 from kernels.backends.cuda_timing import (
     Copies,
     GraphOp,
@@ -57,7 +58,7 @@ class RawIntMm(Contender):
         weights = upload(self.device, layer.weight.T, weight_copies)
         inputs = upload(self.device, layer.input, input_copies)
         return TorchPrepared(
-            self.device, layer, self.name, lambda w, x: torch._int_mm(inputs[x], weights[w].t()), tolerance=1.0
+            self.device, layer, self.name, lambda variant, w, x: torch._int_mm(inputs[x], weights[w].t()), tolerance=1.0
         )
 
 

@@ -59,7 +59,8 @@ def measure(
         ops = read_shapes([*(shapes or []), *(more or [])])
         pairs = choose_pairs(profile, ops, [name.strip() for name in precisions.split(",") if name.strip()])
         table = _read_table(out, profile)
-        measured = _measure(_backend(profile, command), profile, pairs, threads, table, out)
+        backend = _backend(profile, command)
+        measured = _measure(backend, profile, pairs, threads, table, out)
     except KernelsError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -67,6 +68,8 @@ def measure(
         _err.print(f"interrupted{kept}")
         raise typer.Exit(INTERRUPTED) from None
     _show(measured, pairs, threads)
+    for name, lacks in backend.missing.items():
+        _err.print(f"not compared: {name}: {lacks}", markup=False)
     if out is not None and out.exists():
         _err.print(f"{len(measured.table.rows)} rows in {out} (version {measured.table.version})")
     if len(measured.refused) == len(pairs):

@@ -140,11 +140,12 @@ def measure(
         point = OperatingPoint(
             batch=batch, threads=threads, dims=tuple(sorted(_pairs(dims or [], int, "number").items()))
         )
+        backend = backend_for(profile)
         with _bar("measure") as progress:
             measured = measure_model(
                 load_graph(model),
                 profile,
-                backend_for(profile),
+                backend,
                 point,
                 table=LatencyTable.loads(table_path.read_text()) if table_path.exists() else None,
                 seed=seed,
@@ -153,6 +154,8 @@ def measure(
             )
     save(measured.table)
     fit_path.write_text(json.dumps(measured.fit.to_json(), indent=1))
+    for name, lacks in backend.missing.items():
+        console.print(f"not compared: {name}: {lacks}", markup=False)
     console.print(f"{len(measured.table.rows)} rows, {measured.fit.accuracy} → {out}")
 
 

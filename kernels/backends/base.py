@@ -154,6 +154,11 @@ class Backend(ABC):
         """What a network spends outside its layers, by (signature, precision name); see `LatencyTable.overheads`."""
         return {}
 
+    @property
+    def missing(self) -> Mapping[str, str]:
+        """Kernels that it would compare too, were they installed, by name, and what they lack."""
+        return {}
+
     def circumstances(self) -> dict[str, Any]:
         """The device's state right now, recorded before and after a measurement."""
         return {}

@@ -112,7 +112,12 @@ class Cuda(Backend):
         return overhead_arms(self.device, self._clock)
 
     def circumstances(self) -> dict[str, Any]:
-        return {"uuid_hash": self.device.uuid_hash, "arch": self.device.arch, **self.device.telemetry()}
+        device = {"uuid_hash": self.device.uuid_hash, "arch": self.device.arch, **self.device.telemetry()}
+        return {**device, "missing": dict(self.missing)} if self.missing else device
+
+    @property
+    def missing(self) -> Mapping[str, str]:
+        return {each.name: each.missing for each in self.contenders if each.missing}
 
     def layer(self, op: OpShape, precision: Precision, seed: int) -> RandomLayer:
         """Random numbers of a pair in the profile's own recipe; float precisions have none."""

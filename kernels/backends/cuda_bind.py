@@ -1,23 +1,22 @@
-"""Bound ops: one layer's real weights on the device, ready to be part of a network."""
+"""Bound ops: one layer's real weights on the device, ready to be part of a network, by the kernel its row names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from kernels.backends.cuda_contender import upload, work_of
 from kernels.backends.cuda_device import CudaDevice, Work
-from kernels.backends.cuda_kernels import OUTPUT_TYPES, BoundLaunch, epilogue_of, output_rows, pack, weight_codes
+from kernels.backends.cuda_kernels import OUTPUT_TYPES, BoundLaunch, epilogue_of, output_rows, pack
+from kernels.backends.cuda_opponents import products
+from kernels.backends.cuda_product import Multiply
 from kernels.cuda.epilogue import Output
 from kernels.cuda.launch import Reads, launches
 from kernels.errors import NotMeasured
 from kernels.op_shape import Conv2dShape, LinearShape
 from kernels.random_layer import RandomLayer
-
-INT_MM = "torch._int_mm"
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,11 @@ def bind(device: CudaDevice, layer: RandomLayer, preferred: Sequence[str], relu:
         each.name: each for each in launches(layer.op, layer.precision, device.arch, device.identity.cores, output)
     }
     for name in preferred:
-        if name == INT_MM:
-            return _int_mm(device, layer)
         if name not in found:
-            continue
+            bound_product = _product(device, layer, name)
+            if bound_product is None:
+                continue
+            return bound_product
         launch = found[name]
         packed = pack(launch, layer)
         rows, columns = output_rows(layer.op)
@@ -79,24 +79,26 @@ def bind(device: CudaDevice, layer: RandomLayer, preferred: Sequence[str], relu:
     )
 
 
-def _int_mm(device: CudaDevice, layer: RandomLayer) -> BoundOp:
-    assert isinstance(layer.op, LinearShape)
-    assert layer.weight_scale is not None
-    weight = upload(device, weight_codes(layer))[0]
-    scale = upload(device, (np.float32(layer.input_scale) * layer.weight_scale).astype(np.float32))[0]
-    bias = None if layer.bias is None else upload(device, layer.bias.astype(np.float32))[0]
-    work = work_of(layer)
+def _product(device: CudaDevice, layer: RandomLayer, name: str) -> BoundOp | None:
+    """The library product that a row calls `name`, a contender's name and its variant; None where there is none."""
+    for contender in products(device):
+        variant = name.removeprefix(contender.name).strip()
+        if not name.startswith(contender.name) or contender.why_not(layer.op, layer.precision) is not None:
+            continue
+        assert isinstance(layer.op, LinearShape)
+        if variant not in contender.variants(layer.op, layer.precision):
+            continue
+        multiply, work = contender.product(layer, 1), work_of(layer)
 
-    def product(x: torch.Tensor) -> torch.Tensor:
-        sums = torch._int_mm(x, weight.t())
-        return (sums * scale if bias is None else torch.addcmul(bias, sums, scale)).to(torch.float16)
+        def run(
+            x: torch.Tensor, multiply: Multiply = multiply, variant: str = variant, work: Work = work
+        ) -> torch.Tensor:
+            made = device.run_torch(name, lambda: multiply(variant, 0, x), work)
+            assert isinstance(made, torch.Tensor)
+            return made
 
-    def run(x: torch.Tensor) -> torch.Tensor:
-        made = device.run_torch(INT_MM, lambda: product(x), work)
-        assert isinstance(made, torch.Tensor)
-        return made
-
-    return BoundOp(INT_MM, Reads.CODES, False, run)
+        return BoundOp(name, contender.reads(layer.precision), False, run)
+    return None
 
 
 def pack_nibbles(device: CudaDevice, codes: torch.Tensor, columns: int, groups: int, unit: int) -> torch.Tensor:

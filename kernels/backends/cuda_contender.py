@@ -67,6 +67,11 @@ class Contender(ABC):
     def __init__(self, device: CudaDevice) -> None:
         self.device = device
 
+    @property
+    def missing(self) -> str:
+        """What has to be installed before it runs at all here, as a sentence; empty where nothing has."""
+        return ""
+
     @abstractmethod
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         """Why this implementation cannot run the pair; None when it can."""

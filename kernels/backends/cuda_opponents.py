@@ -5,7 +5,8 @@
 | `torch fp16`, `torch bf16`    | linear, conv2d     | cuBLAS; cuDNN on channels-last tensors, autotuned   |
 | `torch._int_mm`               | linear w8a8        | cuBLASLt int8, then scale and bias in two more ops  |
 | `torch._scaled_mm`            | linear fp8         | cuBLASLt e4m3                                       |
-| `torch._weight_int4pack_mm`   | linear w4a16-g…    | tinygemm, bf16 activations                          |
+| `torch._weight_int4pack_mm`   | linear w4a16-g…    | tinygemm in bf16, between two conversions           |
+| `triton`                      | linear w8a8, w4a16 | `cuda_triton`: its own kernels, fused, some tiles   |
 
 Every one is checked on samples of the output before it is timed; one that is wrong or missing in this torch is left out
 with its reason.
@@ -13,20 +14,21 @@ with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from kernels.backends.cuda_contender import Array, Contender, Prepared, upload, work_of
+from kernels.backends.cuda_contender import Contender, Prepared, upload
 from kernels.backends.cuda_device import CudaDevice
+from kernels.backends.cuda_product import Call, Multiply, ProductContender, TorchPrepared
+from kernels.backends.cuda_triton import Triton
+from kernels.cuda.launch import Reads
 from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape, OpShape
 from kernels.precision import FP32, Precision
 from kernels.random_layer import RandomLayer
 
-Call = Callable[[int, int], torch.Tensor]
 FLOAT_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 HALF = "fp16"
 """What runs a layer that is not quantized: the strongest baseline, and how GPUs are served."""
@@ -35,32 +37,6 @@ _FP8_ARCHS = ("sm_89", "sm_90a", "sm_100a", "sm_103a", "sm_110a", "sm_120a")
 _INT_MM_MIN_ROWS = 17
 _TINYGEMM_GROUPS = (32, 64, 128, 256)
 _TINYGEMM_TILES = 8
-
-
-class TorchPrepared(Prepared):
-    """A torch expression over tensors already on the device; `call(weight_copy, input_copy)` gives the output."""
-
-    def __init__(self, device: CudaDevice, layer: RandomLayer, name: str, call: Call, tolerance: float) -> None:
-        super().__init__(device, layer)
-        self._name = name
-        self._call = call
-        self._tolerance = tolerance
-        self._work = work_of(layer)
-
-    @property
-    def tolerance(self) -> float:
-        return self._tolerance
-
-    def enqueue(self, variant: str, weight_copy: int, input_copy: int) -> torch.Tensor:
-        call = self._call
-        result = self.device.run_torch(self._name, lambda: call(weight_copy, input_copy), self._work)
-        assert isinstance(result, torch.Tensor)
-        return result
-
-    def rows(self, output: torch.Tensor) -> Array:
-        if output.ndim == 4:
-            output = output.permute(0, 2, 3, 1).reshape(-1, output.shape[1])
-        return output.to(torch.float64).cpu().numpy()
 
 
 class TorchFloat(Contender):
@@ -87,7 +63,7 @@ class TorchFloat(Contender):
             call = _conv_call(op, weights, inputs, bias)
         else:
 
-            def call(w: int, x: int) -> torch.Tensor:
+            def call(variant: str, w: int, x: int) -> torch.Tensor:
                 return functional.linear(inputs[x], weights[w], bias)
 
         return TorchPrepared(self.device, layer, self.name, call, FLOAT_TOLERANCE[self._precision])
@@ -104,7 +80,7 @@ def _conv_call(op: Conv2dShape, weights: torch.Tensor, inputs: torch.Tensor, bia
     top, left, bottom, right = op.padding
     even = (top, left) == (bottom, right)
 
-    def call(w: int, x: int) -> torch.Tensor:
+    def call(variant: str, w: int, x: int) -> torch.Tensor:
         image = xs[x] if even else functional.pad(xs[x], (left, right, top, bottom))
         padding = (top, left) if even else (0, 0)
         return functional.conv2d(image, ws[w], bias, op.stride, padding, op.dilation, op.groups)
@@ -112,10 +88,11 @@ def _conv_call(op: Conv2dShape, weights: torch.Tensor, inputs: torch.Tensor, bia
     return call
 
 
-class IntMm(Contender):
+class IntMm(ProductContender):
     """cuBLASLt int8 with int32 sums; torch has no fused scale for it, so half precision comes from two more ops."""
 
     name = "torch._int_mm"
+    tolerance = 2e-3
 
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         if not isinstance(op, LinearShape) or precision.name != "w8a8":
@@ -124,23 +101,25 @@ class IntMm(Contender):
             return f"needs more than {_INT_MM_MIN_ROWS - 1} rows, and K and N divisible by 8"
         return None
 
-    def prepare(self, layer: RandomLayer, weight_copies: int, input_copies: int) -> Prepared:
-        assert layer.weight_scale is not None
-        weights = upload(self.device, layer.weight.T, weight_copies)
-        inputs = upload(self.device, layer.input, input_copies)
-        scale = upload(self.device, np.float32(layer.input_scale) * layer.weight_scale)[0]
-        bias = None if layer.bias is None else upload(self.device, layer.bias)[0]
+    def reads(self, precision: Precision) -> Reads:
+        return Reads.CODES
 
-        def call(w: int, x: int) -> torch.Tensor:
-            sums = torch._int_mm(inputs[x], weights[w].t())
+    def product(self, layer: RandomLayer, copies: int) -> Multiply:
+        assert layer.weight_scale is not None
+        weights = self.copies_of(layer.weight.T, copies)
+        scale = upload(self.device, (np.float32(layer.input_scale) * layer.weight_scale).astype(np.float32))[0]
+        bias = None if layer.bias is None else upload(self.device, layer.bias.astype(np.float32))[0]
+
+        def multiply(variant: str, copy: int, x: torch.Tensor) -> torch.Tensor:
+            sums = torch._int_mm(x, weights[copy].t())
             scaled = sums * scale if bias is None else torch.addcmul(bias, sums, scale)
             return scaled.to(torch.float16)
 
-        return TorchPrepared(self.device, layer, self.name, call, 2e-3)
+        return multiply
 
 
 class ScaledMm(Contender):
-    """cuBLASLt fp8 (e4m3) with one scale per tensor and a half-precision result."""
+    """cuBLASLt fp8 (e4m3) with one scale per tensor; fp8 in, half precision out."""
 
     name = "torch._scaled_mm"
 
@@ -159,20 +138,21 @@ class ScaledMm(Contender):
         scales = [
             upload(self.device, np.full((), value, np.float32)).reshape(()) for value in (input_scale, weight_scale)
         ]
-        bias = None if layer.bias is None else upload(self.device, layer.bias)[0].to(torch.bfloat16)
+        bias = None if layer.bias is None else upload(self.device, layer.bias)[0].to(torch.float16)
 
-        def call(w: int, x: int) -> torch.Tensor:
+        def call(variant: str, w: int, x: int) -> torch.Tensor:
             return torch._scaled_mm(
-                inputs[x], weights[w].t(), scale_a=scales[0], scale_b=scales[1], bias=bias, out_dtype=torch.bfloat16
+                inputs[x], weights[w].t(), scale_a=scales[0], scale_b=scales[1], bias=bias, out_dtype=torch.float16
             )
 
         return TorchPrepared(self.device, layer, self.name, call, 0.1)
 
 
-class Int4Pack(Contender):
+class Int4Pack(ProductContender):
     """tinygemm, torch's own weight-only 4-bit product: bf16 activations, unsigned codes, a zero and a scale a group."""
 
     name = "torch._weight_int4pack_mm"
+    tolerance = 4e-2
 
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         group = precision.group_size
@@ -184,7 +164,10 @@ class Int4Pack(Contender):
             return f"needs groups of {_TINYGEMM_GROUPS} that divide K, K divisible by 128 and N by 8"
         return None
 
-    def prepare(self, layer: RandomLayer, weight_copies: int, input_copies: int) -> Prepared:
+    def reads(self, precision: Precision) -> Reads:
+        return Reads.HALVES
+
+    def product(self, layer: RandomLayer, copies: int) -> Multiply:
         assert layer.weight_scale is not None
         group = layer.precision.group_size
         assert group is not None
@@ -192,20 +175,25 @@ class Int4Pack(Contender):
         pairs = upload(self.device, codes[:, ::2] << 4 | codes[:, 1::2])[0]
         pack: Any = torch._convert_weight_to_int4pack
         packed = pack(pairs, _TINYGEMM_TILES)
-        weights = [packed.clone() for _ in range(weight_copies)]
+        weights = [packed, *(packed.clone() for _ in range(copies - 1))]
         scales = np.stack([layer.weight_scale, np.zeros_like(layer.weight_scale)], axis=-1)
         scales_and_zeros = upload(self.device, scales)[0].to(torch.bfloat16)
-        inputs = upload(self.device, layer.input, input_copies).to(torch.bfloat16)
-        bias = None if layer.bias is None else upload(self.device, layer.bias)[0].to(torch.bfloat16)
+        bias = None if layer.bias is None else upload(self.device, layer.bias.astype(np.float32))[0].to(torch.bfloat16)
 
-        def call(w: int, x: int) -> torch.Tensor:
-            product: torch.Tensor = torch._weight_int4pack_mm(inputs[x], weights[w], group, scales_and_zeros)
-            return product if bias is None else product + bias
+        def multiply(variant: str, copy: int, x: torch.Tensor) -> torch.Tensor:
+            taken = x.to(torch.bfloat16)
+            product: torch.Tensor = torch._weight_int4pack_mm(taken, weights[copy], group, scales_and_zeros)
+            return (product if bias is None else product + bias).to(torch.float16)
 
-        return TorchPrepared(self.device, layer, self.name, call, 4e-2)
+        return multiply
+
+
+def products(device: CudaDevice) -> list[ProductContender]:
+    """Matrix products that networks can use, too."""
+    return [IntMm(device), Int4Pack(device), Triton(device)]
 
 
 def opponents(device: CudaDevice) -> list[Contender]:
     """All of them; what a device or torch cannot run is found out when it is prepared and checked."""
     floats: list[Contender] = [TorchFloat(device, precision) for precision in FLOAT_TYPES]
-    return [*floats, IntMm(device), ScaledMm(device), Int4Pack(device)]
+    return [*floats, ScaledMm(device), *products(device)]
