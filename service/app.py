@@ -49,7 +49,9 @@ ROUTERS: tuple[tuple[Noun, APIRouter], ...] = (
 def create_app(settings: Settings | None = None, *, send: Sender | None = None) -> FastAPI:
     """The application on these settings; `send` replaces the Celery producer."""
     settings = settings or process_settings()
-    database = Database(settings.resolved_database_url)
+    database = Database(
+        settings.resolved_database_url, statement_s=settings.statement_limit_s, lock_s=settings.lock_limit_s
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -16,7 +16,7 @@ from sqlalchemy import exc as database_errors
 from starlette.exceptions import HTTPException
 
 from service.blobs import BlobMissing, BlobStoreAway
-from service.store.database import is_outage
+from service.store.database import is_busy, is_outage, is_statement_timeout
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -140,6 +140,22 @@ def _of_database(error: Exception) -> Problem | None:
         return Problem(422, "invalid_request", detail, hint="send plain text and numbers of at most 63 bits")
     if _is_full(error):
         return storage_full()
+    if is_statement_timeout(error):
+        return Problem(
+            503,
+            "statement_timeout",
+            "the database took longer for this than a request may",
+            hint="ask for less: a smaller limit, fewer filters; its operator may raise BITWRIGHT_STATEMENT_LIMIT_S",
+            retry_after_s=DATABASE_RETRY_S,
+        )
+    if is_busy(error):
+        return Problem(
+            503,
+            "database_busy",
+            "another transaction holds what this request needs",
+            hint="send the request again in a moment; nothing was stored",
+            retry_after_s=DATABASE_RETRY_S,
+        )
     if is_outage(error):
         return Problem(
             503,

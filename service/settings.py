@@ -53,6 +53,12 @@ class Settings(BaseSettings):
         default=0.0, ge=0, description="Datasets are deleted this long after their upload; 0 keeps them."
     )
     body_limit_bytes: int = Field(default=1 << 20, gt=0, description="Largest accepted JSON body.")
+    statement_limit_s: float = Field(
+        default=15.0, ge=0, description="Longest PostgreSQL may work on one statement of a request; 0: no limit."
+    )
+    lock_limit_s: float = Field(
+        default=5.0, ge=0, description="Longest a request waits for a lock in PostgreSQL; 0: no limit."
+    )
     wait_limit_s: float = Field(default=25.0, gt=0, description="Longest a poll with ?wait= is held.")
     poll_s: float = Field(default=2.0, gt=0, description="Suggested poll interval, sent as Retry-After.")
     idempotency_s: float = Field(default=86400.0, gt=0, description="How long an Idempotency-Key is remembered.")

@@ -26,7 +26,9 @@ POSTGRESQL_CONNECT = {
     "tcp_user_timeout": 20_000,
 }
 # A process stopped inside a transaction keeps its locks: the server ends it, and others do not wait for ever.
-POSTGRESQL_SESSION = "SET idle_in_transaction_session_timeout = '15s'; SET lock_timeout = '10s'"
+IDLE_IN_TRANSACTION_S = 15.0
+LOCK_S = 10.0
+_SQLITE_LOCKED = frozenset({5, 6})  # busy, locked
 _SQLITE_OUTAGES = frozenset({5, 6, 10, 13, 14})  # busy, locked, I/O error, full, cannot open
 _POSTGRESQL_OUTAGES = ("08", "53", "57P", "55P03", "40", "25P03")  # connection, resources, shutdown, locks, rollback
 
@@ -65,9 +67,20 @@ def is_outage(error: BaseException) -> bool:
     return state is None or str(state).startswith(_POSTGRESQL_OUTAGES)
 
 
-def is_lock_timeout(error: database_errors.OperationalError) -> bool:
+def is_lock_timeout(error: BaseException) -> bool:
     """True when PostgreSQL gave up waiting for a lock of another transaction."""
-    return getattr(error.orig, "sqlstate", None) == "55P03"
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03"
+
+
+def is_busy(error: BaseException) -> bool:
+    """True when either database gave up waiting for another transaction."""
+    code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
+    return is_lock_timeout(error) or (int(code) & 0xFF) in _SQLITE_LOCKED
+
+
+def is_statement_timeout(error: BaseException) -> bool:
+    """True when PostgreSQL ended a statement that took longer than this process allows."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == "57014"
 
 
 class Database:
@@ -75,10 +88,11 @@ class Database:
 
     `write()` commits at the end of the block or rolls back; on SQLite it begins IMMEDIATE, because a deferred
     transaction that reads and then writes fails at once when another writer came between. `read()` never writes.
-    No transaction may span computing or waiting.
+    No transaction may span computing or waiting. PostgreSQL ends a statement after `statement_s` and a wait for a lock
+    after `lock_s`, 0 meaning never; SQLite's one lock is waited for `SQLITE_BUSY_MS`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, statement_s: float = 0.0, lock_s: float = LOCK_S) -> None:
         self.url = url
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         if self.is_sqlite:
@@ -88,7 +102,7 @@ class Database:
             self.writer = _sqlite_engine(url, "BEGIN IMMEDIATE")
             self.reader = _sqlite_engine(url, "BEGIN")
         else:
-            self.writer = self.reader = _postgresql_engine(url)
+            self.writer = self.reader = _postgresql_engine(url, statement_s, lock_s)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -105,7 +119,13 @@ class Database:
         self.reader.dispose()
 
 
-def _postgresql_engine(url: str) -> Engine:
+def _postgresql_engine(url: str, statement_s: float, lock_s: float) -> Engine:
+    limits_s = {
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_S,
+        "lock_timeout": lock_s,
+        "statement_timeout": statement_s,
+    }
+    session = "; ".join(f"SET {name} = {round(seconds * 1000)}" for name, seconds in limits_s.items())
     engine = create_engine(
         url,
         pool_pre_ping=True,
@@ -117,7 +137,7 @@ def _postgresql_engine(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: object) -> None:
-        connection.execute(POSTGRESQL_SESSION)
+        connection.execute(session)
         connection.commit()
 
     return engine

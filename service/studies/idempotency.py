@@ -50,10 +50,6 @@ def make_once(
             return row.resource_id, True
     except IntegrityError:
         pass  # another request entered the key meanwhile
-    except OperationalError as error:
-        if not is_lock_timeout(error):
-            raise
-        raise _in_flight() from None
     with parts.database.write() as session:
         known = _known(session, owned, identity, parts.settings.idempotency_s)
     if known is None:
@@ -78,13 +74,21 @@ def _known(session: Session, key: str, identity: str, kept_s: float) -> str | No
 
 @contextmanager
 def _short_lock_wait(session: Session, database: Database) -> Iterator[None]:
-    """PostgreSQL waits for the transaction that entered the same key, but not as long as for other locks."""
+    """PostgreSQL waits for the transaction that entered the same key, but not as long as for other locks.
+
+    Raises `Problem` (`idempotency_in_flight`) when that has not ended by then.
+    """
     if database.is_sqlite:
         yield
         return
     before = session.execute(text("SHOW lock_timeout")).scalar_one()
     session.execute(text(f"SET LOCAL lock_timeout = '{IN_FLIGHT_WAIT_MS}ms'"))
-    yield
+    try:
+        yield
+    except OperationalError as error:
+        if not is_lock_timeout(error):
+            raise
+        raise _in_flight() from None
     session.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
 
 

@@ -10,6 +10,7 @@ from tests.service.stack import (  # noqa: F401
     http,
     messages,
     postgresql_server,
+    postgresql_url,
     settings,
     sqlite_template,
 )

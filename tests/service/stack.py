@@ -86,11 +86,16 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         shutil.copy(request.getfixturevalue("sqlite_template"), path)
         yield f"sqlite:///{path}"
         return
-    uri = request.getfixturevalue("postgresql_server")
+    yield request.getfixturevalue("postgresql_url")
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """A fresh migrated database of the PostgreSQL that the tests started."""
     name = f"test_{uuid.uuid4().hex}"
-    _administer(uri, f'CREATE DATABASE "{name}" TEMPLATE "template"')
-    yield _named(uri, name)
-    _administer(uri, f'DROP DATABASE "{name}" WITH (FORCE)')
+    _administer(postgresql_server, f'CREATE DATABASE "{name}" TEMPLATE "template"')
+    yield _named(postgresql_server, name)
+    _administer(postgresql_server, f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 @pytest.fixture
