@@ -96,15 +96,20 @@ def plan_target(costs: TargetCosts, question: Question, target: Target, study: S
 
 
 def tightened(
-    costs: TargetCosts, sensitivity: Sensitivity, study: Study, limits: Mapping[str, float], factor: float
+    costs: TargetCosts,
+    sensitivity: Sensitivity,
+    study: Study,
+    limits: Mapping[str, float],
+    resource: str,
+    factor: float,
 ) -> PlannedAssembly | None:
-    """The metric's optimum with the latency limit shrunk by `factor` < 1: used when the fit was too kind."""
+    """The metric's optimum with one limit shrunk by `factor` < 1: used when what was built costs more than thought."""
     problem = build_problem(costs, sensitivity, study.pins)
-    tighter = {**limits, "latency_ms": limits["latency_ms"] * factor}
+    tighter = {**limits, resource: limits[resource] * factor}
     answer = _solve(replace(problem, budgets=bounds_per_row(tighter, problem)), study)
     if isinstance(answer, Infeasible):
         return None
-    name = f"{sensitivity.metric} at {factor:.3g} of the latency budget"
+    name = f"{sensitivity.metric} at {factor:.4g} of the {resource.split('_')[0]} budget"
     return _allocated(name, Source.METRIC, sensitivity.metric, answer, problem)
 
 
