@@ -29,10 +29,11 @@ def group_layers(graph: Graph, extra_ties: Iterable[Iterable[str]] = ()) -> tupl
             name = leader[name]
         return name
 
-    by_tie: dict[str, list[str]] = {}
+    by_tie: dict[tuple[str, str | None], list[str]] = {}
+    shared = _stored_once(layers)
     for layer in layers:
         if layer.tie is not None:
-            by_tie.setdefault(layer.tie, []).append(layer.name)
+            by_tie.setdefault((layer.tie, None if layer.tie in shared else layer.op_kind), []).append(layer.name)
     order = {layer.name: index for index, layer in enumerate(layers)}
     for tie in [*by_tie.values(), *(list(names) for names in extra_ties)]:
         roots = sorted({find(name) for name in tie if name in leader}, key=order.__getitem__)
@@ -42,3 +43,16 @@ def group_layers(graph: Graph, extra_ties: Iterable[Iterable[str]] = ()) -> tupl
     for layer in layers:
         members.setdefault(find(layer.name), []).append(layer.name)
     return tuple(LayerGroup(name, tuple(names)) for name, names in members.items())
+
+
+def _stored_once(layers: Iterable[Layer]) -> set[str]:
+    """Ties of which layers of two kinds read one stored constant.
+
+    Embeddings and matrix products have no quantized precision in common. Where the exporter stored a copy for each
+    (a head tied to an embedding, transposed), they need none and are decided apart.
+    """
+    kinds: dict[tuple[str, str], set[str]] = {}
+    for layer in layers:
+        if layer.tie is not None:
+            kinds.setdefault((layer.tie, layer.weight), set()).add(layer.op_kind)
+    return {tie for (tie, _), found in kinds.items() if len(found) > 1}

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from search.graph import Graph, LayerKind
+from search.groups import group_layers
 from search.onnx_import import Program, graph_from_model, layer_bias, layer_weight
 
 RNG = np.random.default_rng(0)
@@ -150,6 +151,16 @@ def test_embedding_and_head_with_one_weight_are_tied() -> None:
     graph = graph_of(nodes, {"table": table, "head": table.T.copy()}, ["n", 3], dtype=TensorProto.INT64)
     assert [layer.kind for layer in graph.layers] == [LayerKind.EMBEDDING, LayerKind.LINEAR]
     assert graph.layers[0].tie == graph.layers[1].tie is not None
+
+
+def test_tied_layers_of_two_kinds_are_decided_apart_where_each_has_its_copy() -> None:
+    table = floats(10, 10)
+    look_up, twice = node("Gather", ["table", "x"], "e"), node("MatMul", ["e", "head"], "z")
+    products = [look_up, twice, node("MatMul", ["z", "head"])]
+    copied = graph_of(products, {"table": table, "head": table.T.copy()}, ["n", 3], dtype=TensorProto.INT64)
+    assert [len(group.layers) for group in group_layers(copied)] == [1, 2]
+    shared = [look_up, node("MatMul", ["e", "table"])]
+    assert [len(group.layers) for group in group_layers(graph_of(shared, {"table": table}, ["n"], dtype=7))] == [2]
 
 
 def test_different_weights_are_not_tied() -> None:
