@@ -13,9 +13,12 @@ from typing import Any
 
 from kernels.registry import backend_for
 from search.candidates.candidate_set import CandidateSet
-from search.candidates.recipes import wanted_of
+from search.candidates.recipes import recipes_for, wanted_of
+from search.data.chunking import count_samples
 from search.errors import BadSubmission
+from search.evaluation.answers import why_not_compared
 from search.evaluation.evaluate import evaluate_target
+from search.evaluation.verdict import labels_missing
 from search.graph import Graph
 from search.judging import FINALISTS, PROVISIONAL
 from search.latency.estimated import estimate_model
@@ -52,10 +55,16 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     graph = folder.graph()
     data = study_data(folder, graph, study)
     for target in study.targets:
-        folder.profile(target.hardware)
+        recipes_for(graph, folder.profile(target.hardware), study.precisions)
         operating_shapes(graph, target.point)
-    sample = first_samples(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1)).chunks(CHECKED_SAMPLES)[0]
-    loss = infer_losses(graph, simulator_of(graph).run(sample), study.losses)
+    first = first_samples(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1))
+    sample = first.chunks(CHECKED_SAMPLES)[0]
+    answered = simulator_of(graph).run(sample)
+    loss = infer_losses(graph, answered, study.losses, samples=count_samples(sample))
+    unused = None if first.labels is None else why_not_compared(loss, answered, first.labels)
+    counts_answers = any(target.tolerance and target.tolerance.kind == "accuracy_drop" for target in study.targets)
+    if counts_answers and (unused or first.labels is None):
+        raise labels_missing(unused)
     known = {layer.name for layer in graph.layers}
     if unknown := sorted(set(study.pins) - known):
         raise BadSubmission(
@@ -66,7 +75,7 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     document = {
         "sha256": graph.sha256,
         "opset": graph.opset,
-        "notes": [*graph.notes, *loss.notes],
+        "notes": [*graph.notes, *loss.notes, *filter(None, [unused])],
         "samples": len(data),
         "layers": [
             {

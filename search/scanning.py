@@ -12,7 +12,7 @@ import numpy as np
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.recipes import Recipes, recipes_for
 from search.candidates.saved import finish_missing
-from search.data.chunking import chunk_size
+from search.data.chunking import chunk_size, count_samples
 from search.data.dataset import Dataset, Splits, load_dataset, split_dataset
 from search.data.synthetic_data import synthesize
 from search.errors import UnsupportedOp
@@ -63,7 +63,7 @@ class Scanning:
             {recipes.index(own): own for own in recipes},
             splits.calibrate.chunks(size),
             first_samples(splits.calibrate, study.scan_samples).chunks(size),
-            infer_losses(graph, simulator.run(sample), study.losses),
+            infer_losses(graph, simulator.run(sample), study.losses, samples=count_samples(sample)),
         )
 
     def candidates(self, progress: Progress, layers: Collection[str] | None = None) -> dict[int, CandidateSet]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -49,7 +50,7 @@ def recipes_for(
     if not found:
         raise BadSubmission(
             f"no layer of the model can be quantized on {profile.slug!r} in the precisions asked for",
-            hint="see the reasons beside each layer, and the precisions of each profile",
+            hint=_why_nothing(graph),
             code="nothing_to_quantize",
         )
     widths = {name: Precision(name).activation_bits for _, name in found if Precision(name).quantizes_activations}
@@ -61,6 +62,21 @@ def recipes_for(
         )
     _check_formats(graph, profile, found)
     return found
+
+
+def _why_nothing(graph: Graph) -> str:
+    """The reasons of layers and ops that stay in float, the most frequent first."""
+    reasons = Counter(
+        reason
+        for reason in [
+            *(layer.unquantized_reason for layer in graph.layers),
+            *(item.reason for item in graph.unquantized),
+        ]
+        if reason is not None
+    )
+    if not reasons:
+        return "ask for precisions that the profile runs" if graph.layers else "the model has no layer with weights"
+    return "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(4))
 
 
 def static_formats(graph: Graph, layer: str, recipe: Recipe) -> dict[str, Numerics]:

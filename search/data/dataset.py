@@ -12,7 +12,7 @@ import numpy as np
 
 from search.data.dataset_file import DEFAULT_LIMITS, Array, FileLimits, read_arrays
 from search.errors import BadSubmission
-from search.graph import Graph, TensorInfo
+from search.graph import Graph, LayerKind, TensorInfo
 from search.simulation.simulator import Arrays
 
 LABELS, GROUPS = "labels", "groups"
@@ -118,6 +118,7 @@ def check_dataset(arrays: Mapping[str, Array], graph: Graph) -> Dataset:
     for name, info in expected.items():
         _check_shape(arrays[name], info, graph, dims)
         inputs[name] = _as_dtype(arrays[name], info, notes)
+        _check_rows(name, inputs[name], graph)
     _check_lengths({**inputs, **{name: arrays[name] for name in extras}})
     samples = len(next(iter(inputs.values())))
     if samples < max(MINIMUM_SAMPLES, 3 * (graph.fixed_batch or 1)):
@@ -200,6 +201,20 @@ def _as_dtype(array: Array, info: TensorInfo, notes: list[str]) -> Array:
     if source.newbyteorder("=") != target:
         notes.append(f"Input {info.name!r} was converted from {source} to {target}.")
     return converted
+
+
+def _check_rows(name: str, array: Array, graph: Graph) -> None:
+    """Ids that an embedding looks up must be rows of it; ONNX counts negative ones from its end."""
+    rows = [
+        layer.weight_shape[0] for layer in graph.layers if layer.kind is LayerKind.EMBEDDING and layer.input == name
+    ]
+    if not rows or not array.size or -min(rows) <= array.min() <= array.max() < min(rows):
+        return
+    raise BadSubmission(
+        f"input {name!r} holds {array.min()}…{array.max()}, and the embedding it looks up has {min(rows)} rows",
+        hint=f"give ids in 0…{min(rows) - 1}; the tokenizer may be another model's",
+        code="dataset_ids_out_of_range",
+    )
 
 
 def _check_finite(name: str, array: Array) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
+
 from kernels.stopwatch import Timing
 from search.errors import BadSubmission
 from search.evaluation.estimate import Estimate, estimate_difference
@@ -72,6 +74,15 @@ class Verdict:
     sentence: str
 
 
+def labels_missing(why: str | None = None) -> BadSubmission:
+    """The refusal of a tolerance of accuracy; `why` says what is wrong with the labels that are there."""
+    return BadSubmission(
+        why or "a tolerance of accuracy needs labels and an output with classes",
+        hint='add a "labels" array to the dataset that the tolerance of accuracy can count, or use {"loss": …}',
+        code="labels_missing",
+    )
+
+
 def decide(evaluated: Sequence[Evaluated], limits: Mapping[str, float], unit: str) -> Verdict:
     """Among assemblies that passed the audit and meet every limit as measured, the one that loses least on *select*.
 
@@ -133,12 +144,9 @@ def _lost(item: Evaluated, reference: Evaluated, tolerance: Tolerance) -> Estima
         return item.select.loss()
     before, after = reference.select.correct, item.select.correct
     if before is None or after is None:
-        raise BadSubmission(
-            "a tolerance of accuracy needs labels and an output with classes",
-            hint='add a "labels" array to the dataset, or use {"loss": …}',
-            code="labels_missing",
-        )
-    return estimate_difference(before, after, reference.select.groups)
+        raise labels_missing()
+    labelled, groups = ~np.isnan(before), reference.select.groups
+    return estimate_difference(before[labelled], after[labelled], None if groups is None else groups[labelled])
 
 
 def _samples_needed(lost: Estimate, limit: float) -> int:

@@ -29,7 +29,7 @@ from search.evaluation.quality import Quality, assess, run_in_chunks
 from search.evaluation.verdict import Evaluated
 from search.latency.cuda_network import network_maker
 from search.latency.measure import END_TO_END, random_inputs, runner
-from search.loss.model_loss import LossKind, ModelLoss
+from search.loss.model_loss import ModelLoss
 from search.planning.costs import TargetCosts
 from search.planning.plan import PlannedAssembly
 from search.simulation.simulator import Simulator
@@ -59,10 +59,6 @@ class Workbench:
         self.bundles: dict[str, Bundle] = {}
         self.models: dict[str, LoadedModel] = {}
         self.chunk = chunk_size(self.costs.graph, self.splits.select)
-        self.classes = next(
-            ((output.output, output.class_axis) for output in self.loss.outputs if output.kind is LossKind.SOFTMAX_KL),
-            None,
-        )
         self._reference: dict[int, Arrays] = {}
         self._simulated: dict[int, Arrays] = {}
 
@@ -79,9 +75,9 @@ class Workbench:
 
     def _calibration_loss(self, assembly: Assembly) -> float:
         data = self.splits.calibrate
-        outputs = run_in_chunks(lambda chunk: self.simulator.run(chunk, assembly), data, self.chunk)
+        outputs = self._outputs(lambda chunk: self.simulator.run(chunk, assembly), data, self.chunk)
         if id(data) not in self._simulated:
-            self._simulated[id(data)] = run_in_chunks(self.simulator.run, data, self.chunk)
+            self._simulated[id(data)] = self._outputs(self.simulator.run, data, self.chunk)
         return float(self.loss.per_sample(self._simulated[id(data)], outputs, data.inputs).mean())
 
     def build(self, plan: PlannedAssembly) -> Evaluated:
@@ -97,7 +93,7 @@ class Workbench:
         elif self.backend is not None:
             discarded = self._audited(bundle, assembly)
             self.models[plan.name] = self.backend.load_model(bundle.model, point.threads, profile.session_options)
-        outputs = run_in_chunks(self._runner(plan), self.splits.select, self._run_chunk(plan))
+        outputs = self._outputs(self._runner(plan), self.splits.select, self._run_chunk(plan))
         return Evaluated(plan, bundle.size_bytes, None, self._assess(outputs, self.splits.select), discarded)
 
     def _network(self, backend: Cuda, assembly: Assembly) -> LoadedModel:
@@ -144,7 +140,7 @@ class Workbench:
 
     def quality(self, plan: PlannedAssembly, data: Dataset) -> Quality:
         """Quality of an already built plan on another split."""
-        return self._assess(run_in_chunks(self._runner(plan), data, self._run_chunk(plan)), data)
+        return self._assess(self._outputs(self._runner(plan), data, self._run_chunk(plan)), data)
 
     def op_times(self, name: str) -> tuple[OpTime, ...]:
         """Where a run of a built plan spends its time; nothing on a device that is not at hand or not real."""
@@ -169,13 +165,16 @@ class Workbench:
         is_dynamic = any(name.endswith("-dynamic") for name in plan.precisions.values())
         return self.target.point.batch if is_dynamic or isinstance(self.backend, Cuda) else self.chunk
 
+    def _outputs(self, run: Callable[[Arrays], Arrays], data: Dataset, size: int) -> dict[str, np.ndarray[Any, Any]]:
+        return run_in_chunks(run, data, size, [scored.output for scored in self.loss.outputs])
+
     def _assess(self, outputs: Arrays, data: Dataset) -> Quality:
         if id(data) not in self._reference:
             # Where full precision runs in half it is no reference.
             is_exact = "fp32" in self.models and self.costs.profile.full_precision == FP32
             run = self.models["fp32"].run if is_exact else self.simulator.run
-            self._reference[id(data)] = run_in_chunks(run, data, self.chunk)
-        return assess(outputs, self._reference[id(data)], data, self.loss, self.classes)
+            self._reference[id(data)] = self._outputs(run, data, self.chunk)
+        return assess(outputs, self._reference[id(data)], data, self.loss)
 
     def _timing_inputs(self) -> dict[str, np.ndarray[Any, Any]]:
         """One batch of real samples where they have the operating point's shapes, seeded noise where not."""

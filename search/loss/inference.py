@@ -30,10 +30,16 @@ _SUM_TOLERANCE = 1e-3
 
 
 def infer_losses(
-    graph: Graph, reference_outputs: Arrays, declared: Mapping[str, Mapping[str, Any]] | None = None
+    graph: Graph,
+    reference_outputs: Arrays,
+    declared: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    samples: int | None = None,
 ) -> ModelLoss:
     """The loss of a model from its graph, some full-precision outputs, and what the user declared per output.
 
+    With `samples`, how many the outputs are of, an output that has not one entry for each of them is told; it has no
+    loss per sample. Outputs that no quantizable layer feeds never change; unless declared, neither kind is scored.
     Raises `BadSubmission`: `output_kind_unclear` for outputs that nothing speaks for, `loss_declaration_invalid` for
     a declaration that does not fit.
     """
@@ -44,8 +50,19 @@ def infer_losses(
     losses: list[OutputLoss] = []
     notes: list[str] = []
     unclear: list[str] = []
+    changing = _fed_by_layers(graph)
     for name in known:
         values = np.asarray(reference_outputs[name])
+        is_shared = values.ndim == 0 or samples not in (None, len(values))
+        if is_shared and declared.get(name, {}).get("kind", "ignore") != "ignore":
+            raise _invalid(
+                f"output {name!r} of shape {values.shape} has not one entry per sample ({samples} were run)",
+                'declare "ignore", or export it with samples along the first axis',
+            )
+        if name not in declared and (is_shared or name not in changing):
+            why = "it has not one entry per sample" if is_shared else "no layer that can be quantized feeds it"
+            notes.append(f"Output {name!r} is not scored: {why}.")
+            continue
         loss = _declared(graph, name, values, declared[name]) if name in declared else _inferred(graph, name, values)
         if loss is None:
             unclear.append(f"{name!r} {values.dtype}{('n', *values.shape[1:])}".replace("'n'", "n"))
@@ -62,6 +79,16 @@ def infer_losses(
     if not losses:
         raise BadSubmission("no output is left to score", hint=HINT, code="output_kind_unclear")
     return ModelLoss(tuple(losses), tuple(notes))
+
+
+def _fed_by_layers(graph: Graph) -> set[str]:
+    """Every tensor that depends on a layer that can be quantized; all where there is no such layer to tell by."""
+    starts = {layer.node for layer in graph.layers if layer.unquantized_reason is None}
+    found = set[str]() if starts else {info.name for info in graph.outputs}
+    for node in graph.nodes:
+        if node.index in starts or not found.isdisjoint(node.inputs):
+            found.update(node.outputs)
+    return found
 
 
 def _invalid(message: str, hint: str) -> BadSubmission:

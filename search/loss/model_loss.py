@@ -137,10 +137,8 @@ class ModelLoss:
         return np.asarray(np.concatenate(found), dtype=np.float64)
 
     def normalised(self, uniform: Mapping[str, float]) -> ModelLoss:
-        """This loss with each output divided by its value in `uniform` (mean loss at uniform w8a8)."""
-        return replace(
-            self, outputs=tuple(replace(loss, norm=max(uniform[loss.output], _TINY)) for loss in self.outputs)
-        )
+        """This loss with each output divided by its value in `uniform` (mean loss at uniform w8a8) unless that is 0."""
+        return replace(self, outputs=tuple(replace(loss, norm=uniform[loss.output] or 1.0) for loss in self.outputs))
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -184,7 +184,9 @@ def _embedding(node: Node, wiring: _Wiring) -> Layer | None:
         input_position=1,
         bias=None,
         output=node.outputs[0],
-        unquantized_reason="its indices are constant, so the runtime gathers once at load time" if fixed else None,
+        unquantized_reason="its indices are constant, so the runtime gathers once at load time"
+        if fixed
+        else _other_than_float32(weight),
     )
 
 
@@ -206,7 +208,11 @@ def _reason(node: Node, position: int, weight: Array) -> str | None:
         ]
         if odd:
             return f"Gemm with {', '.join(odd)} has no quantized kernel"
-    return None
+    return _other_than_float32(weight)
+
+
+def _other_than_float32(weight: Array) -> str | None:
+    return None if weight.dtype == np.float32 else f"it computes in {weight.dtype}; only float32 layers are quantized"
 
 
 def _channel_axis(node: Node, rank: int) -> int:

@@ -33,9 +33,9 @@ def load_graph(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Graph:
 
     Raises `BadSubmission` with code `model_format_unsupported` (not ONNX), `model_rejected` (damaged or invalid),
     `model_too_large`, `op_unsupported` (control flow, functions, foreign domains), `external_data_missing`,
-    `external_data_escapes` or `nan_weights`. Standard ops that have no differentiable form load fine; only
-    `Program` refuses them. Memory and time of a hostile file are bounded by the limits, not made small: read
-    files of strangers in a process with a memory limit.
+    `external_data_escapes`, `input_type_unsupported` or `nan_weights`. Standard ops that have no differentiable form
+    load fine; only `Program` refuses them. Memory and time of a hostile file are bounded by the limits, not made small:
+    read files of strangers in a process with a memory limit.
     """
     path = Path(path)
     if not path.is_file():
@@ -85,6 +85,14 @@ def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits
         raise rejected(f"a weight's constants cannot be computed: {error}") from error
     _check_finite(constants, found.layers, nodes)
     inputs = tuple(_tensor_info(info) for info in model.graph.input if info.name not in constants)
+    for info in inputs:
+        if info.dtype.kind not in "fiub":
+            kind = "strings" if info.dtype.kind == "O" else str(info.dtype)
+            raise rejected(
+                f"input {clean_name(info.name)[:80]!r} holds {kind}",
+                hint="export the part of the model that takes numbers: float16 to float64, integers or booleans",
+                code="input_type_unsupported",
+            )
     fixed_batch = _fixed_batch(inputs)
     opset = default_opset(model)
     content_hash = _content_hash(opset, nodes, constants, inputs, outputs, found.layers)

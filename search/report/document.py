@@ -62,12 +62,19 @@ def report_document(
             "content_hash": data.content_hash,
         },
         "loss": loss.to_json(),
-        "notes": [*graph.notes, *data.notes, *splits.notes, *loss.notes],
+        "notes": [*graph.notes, *data.notes, *splits.notes, *loss.notes, *_label_notes(data, targets)],
         "targets": list(targets),
         "provenance": {
             "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_VERSIONS}}
         },
     }
+
+
+def _label_notes(data: Dataset, targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    built = [item["select"] for target in targets for item in target["assemblies"] if item["select"]]
+    if data.labels is None or not built or any(quality["accuracy"] for quality in built):
+        return []
+    return ["The labels do not fit what the model answers, so no accuracy is told."]
 
 
 def target_document(

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from small_models import images, recurrent_cnn, small_cnn
+from small_models import Builder, images, recurrent_cnn, small_cnn
 
 import search.evaluation.workbench as workbench
 from kernels.errors import KernelsError
 from kernels.registry import load_profile
 from search.artifact.audit import Audit, Finding
 from search.errors import BadSubmission, SearchError
+from search.evaluation.verdict import Evaluated
 from search.pipeline import STAGES
+from search.planning.plan import PlannedAssembly
 
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
 BUDGETS = {"latency_ms": "0.9x", "size_bytes": "0.6x"}
@@ -184,6 +187,50 @@ def test_wrong_requests_are_refused_before_anything_is_computed(
     with pytest.raises((SearchError, KernelsError)) as refused:
         STAGES["check"]({**spec(BUDGETS), **change}, scanned, QUIET)
     assert refused.value.code == code
+
+
+def test_a_file_over_the_size_limit_is_solved_again_under_a_lower_one(
+    scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes are counted to 1 %; here every file comes out larger than counted by so much that each limit is missed."""
+    build = workbench.Workbench.build
+
+    def larger(bench: workbench.Workbench, plan: PlannedAssembly) -> Evaluated:
+        item = build(bench, plan)
+        return replace(item, size_bytes=round(plan.predicted["size_bytes"] * 1.2))
+
+    monkeypatch.setattr(workbench.Workbench, "build", larger)
+    report, _ = finish(scanned, tmp_path, spec({"size_bytes": "0.28x"}))
+    (target,) = report["targets"]
+    again = [row for row in target["assemblies"] if "of the size budget" in row["name"]]
+    assert again
+    assert all(row["meets_budgets"] for row in again)
+    over = [row for row in target["assemblies"] if row["source"] == "metric" and not row["meets_budgets"]]
+    assert {row["metric"] for row in over} == {row["metric"] for row in again}
+
+
+def test_model_that_nothing_can_quantize_is_refused_at_once_with_its_reasons(tmp_path: Path) -> None:
+    b = Builder(0)
+    b.node("MatMul", [b.normal("w", 4, 4), b.node("Transpose", ["x"], "turned", perm=[1, 0])], "product")
+    b.node("Transpose", ["product"], "y", perm=[1, 0])
+    onnx.save(b.graph({"x": (1, "n", 4)}, {"y": (1, "n", 4)}).model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "dataset.npz", x=np.zeros((32, 4), np.float32))
+    with pytest.raises(BadSubmission) as refused:
+        STAGES["check"](spec(BUDGETS), tmp_path, QUIET)
+    assert (refused.value.code, refused.value.hint) == (
+        "nothing_to_quantize",
+        "1 × the constant is the left operand of MatMul",
+    )
+
+
+def test_tolerance_of_accuracy_with_labels_that_do_not_fit_is_refused_at_once(tmp_path: Path) -> None:
+    onnx.save(small_cnn().model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "dataset.npz", **images(32), labels=np.zeros((32, 7), np.int64))
+    done = STAGES["check"](spec(BUDGETS), tmp_path, QUIET)
+    assert any("(n, 7)" in note for note in json.loads((tmp_path / done["outputs"][0]).read_text())["notes"])
+    with pytest.raises(BadSubmission, match=r"\(n, 7\)") as refused:
+        STAGES["check"](spec(tolerance={"accuracy_drop": 0.01}), tmp_path, QUIET)
+    assert refused.value.code == "labels_missing"
 
 
 def test_targets_without_a_goal_cannot_be_solved(scanned: Path) -> None:

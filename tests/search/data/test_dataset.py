@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from small_models import token_model, tokens
 
 from search.data.dataset import Dataset, check_dataset, load_dataset, split_dataset
 from search.data.dataset_file import FileLimits
@@ -62,6 +63,19 @@ def test_both_file_kinds_give_the_same_dataset(kind: str, tmp_path: Path) -> Non
     np.testing.assert_array_equal(dataset.labels, arrays["labels"])
     assert dataset.content_hash == check_dataset(arrays, graph_of(IMAGE)).content_hash
     assert dataset.inputs["image"].flags.writeable
+
+
+@pytest.mark.parametrize("bad", [40, -41])
+def test_ids_must_be_rows_of_the_embedding_they_look_up(bad: int) -> None:
+    graph = token_model(rows=40)
+    arrays = tokens(20, rows=40)
+    arrays["tokens"][:, 0] = -40
+    assert len(check_dataset(arrays, graph)) == 20
+    arrays["tokens"][19, 5] = bad
+    error = refused(arrays, graph)
+    assert error.code == "dataset_ids_out_of_range"
+    assert "40 rows" in error.message
+    assert str(bad) in error.message
 
 
 def test_content_hash_sees_values_and_names() -> None:

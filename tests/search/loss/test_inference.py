@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from scipy.special import expit, log_softmax, softmax
+from small_models import Builder
 
 from search.errors import BadSubmission
 from search.graph import Graph, Node, TensorInfo
@@ -239,6 +240,35 @@ def test_integer_outputs_are_left_out_with_a_note() -> None:
     with pytest.raises(BadSubmission) as caught:
         infer_losses(graph_of(("ArgMax", "x", "y")), {"y": LOGITS.argmax(1)})
     assert caught.value.code == "output_kind_unclear"
+
+
+def test_outputs_without_an_entry_per_sample_are_left_out() -> None:
+    graph = graph_of(("Gemm", "x", "y"), ("ReduceSum", "y", "total"), outputs=("y", "total"))
+    for total in (np.float32(3), np.ones((1, 7), np.float32)):
+        outputs = {"y": LOGITS, "total": np.asarray(total)}
+        loss = infer_losses(graph, outputs, samples=len(LOGITS))
+        assert [each.output for each in loss.outputs] == ["y"]
+        assert "Output 'total' is not scored: it has not one entry per sample." in loss.notes
+        assert infer_losses(graph, outputs, {"total": {"kind": "ignore"}}, samples=len(LOGITS)).outputs == loss.outputs
+        with pytest.raises(BadSubmission) as caught:
+            infer_losses(graph, outputs, {"total": {"kind": "mse"}}, samples=len(LOGITS))
+        assert caught.value.code == "loss_declaration_invalid"
+
+
+def test_outputs_that_no_layer_feeds_are_left_out() -> None:
+    b = Builder(0)
+    b.node("MatMul", ["x", b.normal("w", 4, 3)], "y")
+    b.node("Neg", ["x"], "negated")
+    outputs = {"y": (1, "n", 3), "negated": (1, "n", 4), "x": (1, "n", 4)}
+    values = {name: RNG.normal(size=(5, shape[-1])).astype(np.float32) for name, shape in outputs.items()}
+    loss = infer_losses(b.graph({"x": (1, "n", 4)}, outputs), values)
+    assert [each.output for each in loss.outputs] == ["y"]
+    assert sum("no layer that can be quantized feeds it" in note for note in loss.notes) == 2
+
+
+def test_an_output_that_uniform_w8a8_does_not_change_keeps_its_scale() -> None:
+    loss = ModelLoss((OutputLoss("y", LossKind.MSE), OutputLoss("z", LossKind.MSE)))
+    assert [each.norm for each in loss.normalised({"y": 0.25, "z": 0.0}).outputs] == [0.25, 1.0]
 
 
 def test_declarations_win_and_are_checked() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from exported_models import export, make
 from onnx import TensorProto, helper, numpy_helper
 
+from search.errors import BadSubmission
 from search.onnx_import import Program, graph_from_model, load_graph
 
 
@@ -92,6 +94,21 @@ def test_inputs_that_are_initializers_are_constants() -> None:
     model = linear_model()
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [6, 4]))
     assert [info.name for info in graph_from_model(model).inputs] == ["x"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_layers_of_other_widths_than_float32_say_so(dtype: type) -> None:
+    (layer,) = graph_from_model(linear_model(dtype)).layers
+    assert layer.unquantized_reason == f"it computes in {np.dtype(dtype)}; only float32 layers are quantized"
+
+
+@pytest.mark.parametrize("kind, said", [(TensorProto.STRING, "strings"), (TensorProto.BFLOAT16, "bfloat16")])
+def test_inputs_that_hold_no_plain_numbers_are_refused(kind: int, said: str) -> None:
+    model = linear_model()
+    model.graph.input.append(helper.make_tensor_value_info("extra", kind, ["n"]))
+    with pytest.raises(BadSubmission, match=said) as refused:
+        graph_from_model(model)
+    assert refused.value.code == "input_type_unsupported"
 
 
 def test_domains_that_are_imported_but_unused_do_not_matter() -> None:
