@@ -112,7 +112,9 @@ def fill(database: Database) -> None:
                     "created_at": at, "updated_at": at + 600, "finished_at": at + 600,
                 }
             )  # fmt: skip
-            targets += [{"study_id": study, "position": i, "hardware": slug} for i, slug in enumerate(slugs)]
+            targets += [
+                {"study_id": study, "position": i, "hardware": slug, "created_at": at} for i, slug in enumerate(slugs)
+            ]
         with database.write() as session:
             for table, values in (
                 (ModelRow, models),
@@ -137,6 +139,8 @@ def requests(client: httpx.Client) -> dict[str, Callable[[int], str]]:
         "studies of a busy model": lambda i: f"/v1/studies?limit={LIMIT}&model=model_{0:016d}",
         "studies of a rare model": lambda i: f"/v1/studies?limit={LIMIT}&model=model_{i + 1:016d}",
         "studies of one hardware": lambda i: f"/v1/studies?limit={LIMIT}&hardware=h100&cursor={deep[i % REQUESTS]}",
+        "studies of one hardware and state": lambda i: f"/v1/studies?limit={LIMIT}&hardware=t4&state=failed",
+        "studies of one hardware, last": lambda i: f"/v1/studies?limit={LIMIT}&hardware=h100&cursor={last}",
         "studies of no hardware": lambda i: f"/v1/studies?limit={LIMIT}&hardware=abacus",
         "models": lambda i: f"/v1/models?limit={LIMIT}",
         "models, last page": lambda i: f"/v1/models?limit={LIMIT}&cursor={last}",

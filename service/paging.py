@@ -40,17 +40,20 @@ def decode_cursor(cursor: str) -> tuple[float, str]:
     return created_at, row_id
 
 
-def page_query(query: Select[Any], row: Any, cursor: str | None, limit: int) -> Select[Any]:
+def page_query(query: Select[Any], row: Any, cursor: str | None, limit: int, *, walk: Any = None) -> Select[Any]:
     """The rows of one page and one more, which tells whether another page follows; `query` selects the entity `row`.
 
     Ids are found first and the wide rows read for them alone: with a filter no index orders, sorting whole rows took
-    twice as long.
+    twice as long. `walk` are the columns (created_at, id) of another table that `query` joins, where an index of that
+    one has the filtered rows in order; several of its rows may name one entity.
     """
+    created_at, row_id = (row.created_at, row.id) if walk is None else walk
     if cursor is not None:
-        query = query.where(tuple_(row.created_at, row.id) < tuple_(*decode_cursor(cursor)))
-    newest = (row.created_at.desc(), row.id.desc())
-    ids = query.with_only_columns(row.id).order_by(*newest).limit(limit + 1)
-    return select(row).where(row.id.in_(ids)).order_by(*newest)
+        query = query.where(tuple_(created_at, row_id) < tuple_(*decode_cursor(cursor)))
+    ids = query.with_only_columns(row_id).order_by(created_at.desc(), row_id.desc()).limit(limit + 1)
+    if walk is not None:
+        ids = ids.group_by(created_at, row_id)
+    return select(row).where(row.id.in_(ids)).order_by(row.created_at.desc(), row.id.desc())
 
 
 def page_of(rows: list[Any], limit: int) -> tuple[list[Any], str | None]:

@@ -18,7 +18,7 @@ from service.dependencies import ReadSession, TheParts
 from service.errors import Problem, not_found
 from service.keys.access import page_access
 from service.lifecycle import StageState, StudyState
-from service.paging import page_of, page_query
+from service.paging import page_of
 from service.store.fleet import live_queues
 from service.store.models import (
     ArtifactRow,
@@ -28,8 +28,8 @@ from service.store.models import (
     ModelRow,
     StageRow,
     StudyRow,
-    StudyTargetRow,
 )
+from service.studies.listed import listed_studies
 from service.studies.view import see_study, study_summary
 from service.times import iso
 
@@ -51,17 +51,15 @@ def studies_page(
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> Response:
     """Studies, newest first, filtered as the form says."""
-    query = select(StudyRow).where(StudyRow.parent_id.is_(None))
-    if state:
-        query = query.where(StudyRow.state == state)
-    if hardware:
-        on_it = select(StudyTargetRow.study_id).where(StudyTargetRow.hardware == hardware)
-        query = query.where(StudyRow.id.in_(on_it))
-    if model:
-        query = query.where(StudyRow.model_id == model)
-    if name:
-        query = query.where(StudyRow.name.icontains(name, autoescape=True))
-    rows, next_cursor = page_of(list(session.scalars(page_query(query, StudyRow, cursor, PAGE_ROWS))), PAGE_ROWS)
+    query = listed_studies(
+        states=[state] if state else (),
+        model=model or None,
+        hardware=hardware or None,
+        name=name or None,
+        cursor=cursor,
+        limit=PAGE_ROWS,
+    )
+    rows, next_cursor = page_of(list(session.scalars(query)), PAGE_ROWS)
     filters = {"state": state, "hardware": hardware, "model": model, "name": name}
     return page(
         request,

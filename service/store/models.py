@@ -157,12 +157,14 @@ class StudyRow(Base):
 
 
 class StudyTargetRow(Base):
-    """One target of a study, for filtering studies by hardware."""
+    """One target of a study, for filtering studies by hardware; `created_at` is the study's, for their order."""
 
     __tablename__ = "study_targets"
     study_id: Mapped[str] = mapped_column(ForeignKey("studies.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(primary_key=True)
-    hardware: Mapped[str] = mapped_column(index=True)
+    hardware: Mapped[str]
+    created_at: Mapped[float]
+    __table_args__ = (Index("ix_study_targets_hardware_created", "hardware", "created_at", "study_id"),)
 
 
 class StageRow(Base):

@@ -69,7 +69,7 @@ def create_study(
     session.execute(
         insert(StudyTargetRow),
         [
-            {"study_id": study.id, "position": position, "hardware": target["hardware"]}
+            {"study_id": study.id, "position": position, "hardware": target["hardware"], "created_at": at}
             for position, target in enumerate(spec["targets"])
         ],
     )

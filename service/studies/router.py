@@ -16,14 +16,15 @@ from starlette.concurrency import run_in_threadpool
 from service.artifacts import artifact_response
 from service.dependencies import Parts, ReadSession, TheParts
 from service.errors import Problem, not_found
-from service.paging import DEFAULT_LIMIT, MAX_LIMIT, page_of, page_query
+from service.paging import DEFAULT_LIMIT, MAX_LIMIT, page_of
 from service.queue.outbox import publish_due
-from service.store.models import ArtifactRow, EventRow, StudyRow, StudyTargetRow
+from service.store.models import ArtifactRow, EventRow, StudyRow
 from service.store.stages import wake_followers
 from service.store.studies import request_cancel
 from service.studies.allocations import router as allocations
 from service.studies.evaluations import router as evaluations
 from service.studies.idempotency import IdempotencyKey, make_once
+from service.studies.listed import listed_studies
 from service.studies.printed import router as printed
 from service.studies.schemas import (
     ArtifactList,
@@ -117,15 +118,8 @@ def list_studies(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
 ) -> StudyPage:
     """Studies, newest first."""
-    query = select(StudyRow).where(StudyRow.parent_id.is_(None))
-    if state:
-        query = query.where(StudyRow.state.in_(state))
-    if model is not None:
-        query = query.where(StudyRow.model_id == model)
-    if hardware is not None:
-        on_it = select(StudyTargetRow.study_id).where(StudyTargetRow.hardware == hardware)
-        query = query.where(StudyRow.id.in_(on_it))
-    rows, next_cursor = page_of(list(session.scalars(page_query(query, StudyRow, cursor, limit))), limit)
+    query = listed_studies(states=state or (), model=model, hardware=hardware, cursor=cursor, limit=limit)
+    rows, next_cursor = page_of(list(session.scalars(query)), limit)
     return StudyPage(items=[study_summary(row) for row in rows], next_cursor=next_cursor)
 
 

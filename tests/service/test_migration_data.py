@@ -44,6 +44,7 @@ def test_an_upgrade_keeps_every_row(empty_database: str) -> None:
     with database.read() as session:
         for table in ("models", "studies", "study_targets", "stages", "artifacts", "events"):
             assert session.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() == 1, table
+        assert session.execute(text("SELECT created_at FROM study_targets")).scalar_one() == 1.0, "its study's time"
         if database.is_sqlite:
             assert session.execute(text("PRAGMA foreign_keys")).scalar_one() == 1
     with database.write() as session:
