@@ -1,10 +1,11 @@
-"""`/v1/studies/{id}/allocations`: new budgets and targets, answered from what is stored and never by a new scan.
+"""`/v1/studies/{id}/allocations`: new budgets and targets, answered from what is stored; nothing is scanned again.
 
 | asked                                             | answered by                                                  |
 |---------------------------------------------------|--------------------------------------------------------------|
 | one budget, and the stored front is close enough  | a look-up in this process, at once                           |
 | any other budgets on one of the study's targets   | a solve of the stored question by a worker, without model    |
-| a new hardware profile or operating point         | the stages that are missing for it, then the same            |
+| a new hardware profile or operating point         | the stages that are missing for it, then the same; a scan    |
+|                                                   | only where its recipes are new, and only of those            |
 """
 
 from __future__ import annotations

@@ -26,11 +26,10 @@ class StageKind:
     alone, so that it is the same whatever other targets a study has. `sees`: how much of a target is part of the input:
     `hardware` only, `operating_point` too, or the whole `goal` with budgets and tolerance; what a stage does not see
     can change and finds it finished. `device` says what of the hardware profile its output depends on. `ignores` are
-    options it does not read. `shards` names the kind it is a part of, for all targets: planned as one stage or more where
-    that kind's work is shared, or as none. `saves`:
-    parts it saves are taken up by later attempts and by all kinds of that name. `judges`: it is told of the user's own
-    evaluator. `awaits`: it also waits for what only
-    a user can bring. `publishes`: its files are artifacts.
+    options it does not read. `shards` names the kind it is a part of: planned as several stages that serve all
+    targets, or as none. `saves`: parts it saves are taken up by later attempts and by all kinds of that name. `judges`:
+    it is told of the user's own evaluator. `awaits`: it also waits for what only a user can bring. `publishes`: its
+    files are artifacts.
     """
 
     name: str
@@ -115,8 +114,8 @@ def plan_study(
 ) -> list[PlannedStage]:
     """The stages of a study in an order in which each comes after what it waits for.
 
-    Kinds that are parts of another are planned as `shards` stages where `shards` > 1 or the targets make several of that
-    other. Stages of hardware in `anywhere` need no device: any worker that scans does them.
+    Kinds that are parts of another are planned as `shards` stages where those are several or the targets may be scanned
+    differently. Stages of hardware in `anywhere` need no device: any worker that scans does them.
     """
     planned: list[PlannedStage] = []
     for kind in study_kinds(spec) if kinds is None else kinds:

@@ -108,6 +108,12 @@ function nearest(target, cost) {
   return Math.max(0, far.indexOf(Math.min(...far)));
 }
 
+function showNumerics(target) {
+  at("numerics").hidden = !target.precisions.length;
+  at("numerics").querySelector("summary").textContent = `What each precision means on ${target.hardware}`;
+  at("numerics").querySelector("tbody").replaceChildren(...target.precisions.map((one) => element("tr", {}, one.map((text) => element("td", { text })))));
+}
+
 function showUnquantized(target) {
   const found = target.unquantized;
   at("unquantized").hidden = !found.length;
@@ -125,6 +131,7 @@ async function showTarget(index) {
   explore(target, layerTable(target));
   showAssemblies(target);
   drawPredicted(target);
+  showNumerics(target);
   showUnquantized(target);
   for (const tab of document.querySelectorAll("#tabs [role=tab]")) tab.setAttribute("aria-selected", String(Number(tab.dataset.target) === index));
   main.setAttribute("data-drawn", "true");
