@@ -16,14 +16,17 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, func, literal_column, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import aliased
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.store.database import Database
 from service.store.fleet import live_queues
+from service.store.models import StageRow, StudyRow
 
 LOOK_S = 1.0
 KEY_S = 10.0
@@ -32,11 +35,18 @@ _PATH = re.compile(r"/v1/studies/(study_[0-9a-z]+)")
 _ETAG = re.compile(rb'W/"(study_[0-9a-z]+)\.\d+\.[0-9a-z]+"')
 _ROUTE = SimpleNamespace(path="/v1/studies/{study_id}")
 _CREDENTIALS = (b"authorization", b"cookie")
-_VERSIONS = (
-    "SELECT version, (SELECT coalesce(sum(leader.version), 0) FROM stages"
-    " JOIN stages AS led ON led.id = stages.follows JOIN studies AS leader ON leader.id = led.study_id"
-    " WHERE stages.study_id = studies.id) FROM studies WHERE id = ?"
-)
+_LED, _LEADER = aliased(StageRow), aliased(StudyRow)
+_VERSIONS = select(
+    StudyRow.version,
+    select(func.coalesce(func.sum(_LEADER.version), literal_column("0")))
+    .select_from(StageRow)
+    .join(_LED, _LED.id == StageRow.follows)
+    .join(_LEADER, _LEADER.id == _LED.study_id)
+    .where(StageRow.study_id == StudyRow.id)
+    .correlate(StudyRow)
+    .scalar_subquery(),
+).where(StudyRow.id == bindparam("id"))
+_SQLITE_VERSIONS = str(_VERSIONS.compile(dialect=sqlite.dialect(paramstyle="named")))
 _KEPT_HEADERS = (b"etag", b"retry-after")
 
 
@@ -146,12 +156,12 @@ class _Versions:
         return await run_in_threadpool(self._of_server, study_id)
 
     def _of_sqlite(self, path: str, study_id: str) -> tuple[int, int] | None:
-        # One look-up in a local file takes microseconds, a thread to do it in takes ten times that. It never waits: in
-        # WAL mode readers do not wait for writers, and a file that is locked after all is an error at once.
+        # One look-up in a local file takes microseconds, a session or a thread to do it in ten times that. It never
+        # waits: in WAL mode readers do not wait for writers, and a file that is locked after all is an error at once.
         try:
             if self._sqlite is None:
                 self._sqlite = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=0, isolation_level=None)
-            row: Any = self._sqlite.execute(_VERSIONS, (study_id,)).fetchone()
+            row: Any = self._sqlite.execute(_SQLITE_VERSIONS, {"id": study_id}).fetchone()
         except sqlite3.Error:
             self._sqlite = None
             return None
@@ -160,7 +170,7 @@ class _Versions:
     def _of_server(self, study_id: str) -> tuple[int, int] | None:
         try:
             with self._database.reader.connect() as connection:
-                row = connection.execute(text(_VERSIONS.replace("?", ":id")), {"id": study_id}).one_or_none()
+                row = connection.execute(_VERSIONS, {"id": study_id}).one_or_none()
         except SQLAlchemyError:
             return None
         return None if row is None else (int(row[0]), int(row[1]))
