@@ -97,6 +97,28 @@ def test_a_new_device_with_known_numerics_needs_no_scan(database: Database) -> N
     assert (other["check"], other["scan0"]) == ("succeeded", "queued")
 
 
+def test_targets_of_differing_numerics_are_scanned_together_and_known_apart(database: Database) -> None:
+    for slug, recipes in (("hw0", ["int8"]), ("hw1", ["int8"]), ("hw2", ["int4"]), ("hw3", ["int2"])):
+        announce(database, slug, recipes, f"the board {slug}")
+    mixed = ask(database, ("hw0", "hw1", "hw2"))
+    finish(database, mixed, "check")
+    assert states(database, mixed)["scan_shard"] == "queued", "one stage scans the union"
+    assert {states(database, mixed)[name] for name in ("scan0", "scan1", "scan2")} == {"blocked"}
+    finish(database, mixed, "scan_shard")
+    scans = stages_of(database, mixed)
+    assert [scans[name].state for name in ("scan0", "scan1", "scan2")] == ["queued", "blocked", "queued"]
+    assert scans["scan1"].follows == scans["scan0"].id, "equal numerics, one scan"
+    finish(database, mixed, "scan0")
+    assert states(database, mixed)["scan1"] == "succeeded"
+    finish(database, mixed, "scan2")
+    for slug in ("hw0", "hw2"):
+        assert states(database, ask(database, (slug,)))["scan0"] == "succeeded", "whatever was asked beside it"
+    again = states(database, ask(database, ("hw2", "hw1"), shards=3))
+    assert {state for name, state in again.items() if name.startswith("scan")} == {"succeeded"}
+    wider = states(database, ask(database, ("hw0", "hw3")))
+    assert wider["scan_shard"] == "queued", "some numerics are new"
+
+
 def test_a_new_driver_measures_again(database: Database) -> None:
     announce(database, "hw0", ["int8"], "a board")
     carry_through(database, ask(database))

@@ -55,6 +55,7 @@ def test_columns_hold_what_the_report_said() -> None:
 
     assert [precision(code) for code in columns["layers"]["codes"]] == [one["precision"] for one in target["layers"]]
     assert columns["layers"]["name"][0] == "<img>"
+    assert columns["precisions"] == [["w4a8", "linear", "4 bit <img>"]]
     for point, stored in zip(columns["front"], target["front"], strict=True):
         assert len(point["codes"]) == len(target["layers"])
         assert point["loss"] == pytest.approx(stored["loss"], rel=1e-3)

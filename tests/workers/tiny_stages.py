@@ -271,6 +271,7 @@ def document(hardware: str, hostile: str) -> dict[str, Any]:
             assembly("uniform w4a8", "uniform", 1.2, 0.4, 5_000, "the runtime ran conv1 in float"),
         ],
         "layers": [layer(hostile, "w4a8", 0.02), layer("b", "w8a8", 0.004), layer("head", "fp32", 0.0)],
+        "precisions": [{"precision": "w4a8", "op": "linear", "recipe": hostile, "sentence": f"4 bit {hostile}"}],
         "unquantized": [], "artifacts": [],
     }  # fmt: skip
 
