@@ -169,7 +169,10 @@ def _row(name: str, layer: IntendedLayer, ran: list[WeightedOp]) -> LayerAudit:
 
 
 def _graph_names(graph: Graph | None, intended: list[IntendedLayer]) -> dict[int, str]:
-    """The graph's layer names for intended layers, by position: node names survive export, else outputs do."""
+    """The graph's layer names for intended layers, by position: node names survive export, else outputs do.
+
+    Where neither does, the weight tells; layers that share one are taken in the order of the file.
+    """
     if graph is None:
         return {}
     nodes: dict[str, str] = {}
@@ -185,10 +188,14 @@ def _graph_names(graph: Graph | None, intended: list[IntendedLayer]) -> dict[int
     found: dict[int, str] = {}
     for index, written in enumerate(intended):
         name = nodes.get(written.node.name) or next((outputs[t] for t in written.node.output if t in outputs), None)
-        if name is None:
-            stem = written.weight.rpartition(".")[0]
-            owners = weights.get(written.weight, weights.get(stem, []))
-            name = owners[0] if len(owners) == 1 else None
         if name is not None and name not in found.values():
             found[index] = name
+    for index, written in enumerate(intended):
+        if index not in found:
+            stem = written.weight
+            while stem and stem not in weights:
+                stem = stem.rpartition(".")[0]
+            name = next((owner for owner in weights.get(stem, ()) if owner not in found.values()), None)
+            if name is not None:
+                found[index] = name
     return found

@@ -132,7 +132,8 @@ class ByteCounter:
         same_layout = (first.kind, first.weight_shape, first.channel_axis) == (
             layer.kind, layer.weight_shape, layer.channel_axis,
         )  # fmt: skip
-        return first is not layer and same_layout and reads_static(recipe)
+        is_copied = recipe.activation is None and layer.kind is LayerKind.LINEAR  # weight-only kernels own their codes
+        return first is not layer and same_layout and not is_copied
 
 
 def layer_size_bytes(graph: Graph, layer: Layer, recipe: Recipe | None) -> int:

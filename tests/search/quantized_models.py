@@ -158,6 +158,18 @@ def mlp(opset: int = 17, *, transposed: bool = True, width: int = 64) -> onnx.Mo
                    {"x": (TensorProto.FLOAT, ["batch", width])}, opset)  # fmt: skip
 
 
+def repeated(width: int = 128) -> onnx.ModelProto:
+    """One weight multiplied twice, as models that repeat a block export it; no node has a name."""
+    b = Builder()
+    b.weight("block.weight", width, width, fan_in=width)
+    x = b.op("Relu", b.op("MatMul", "x", "block.weight", out="once"), out="between")
+    model = b.model(b.op("MatMul", x, "block.weight", out="y"), ["batch", width],
+                    {"x": (TensorProto.FLOAT, ["batch", width])}, 17)  # fmt: skip
+    for node in model.graph.node:
+        node.ClearField("name")
+    return model
+
+
 def sample_inputs(graph: Graph, count: int = 8, seed: int = 1, time: int = 6) -> dict[str, Array]:
     random = np.random.default_rng(seed)
     arrays = {}

@@ -10,7 +10,19 @@ import numpy as np
 import onnx
 import pytest
 from qdq_patterns import conv, float_stem_before_integer_conv, linear
-from quantized_models import Builder, assemble, cnn, cosine, mlp, read, sample_inputs, tied_cnn, transformer, uniform
+from quantized_models import (
+    Builder,
+    assemble,
+    cnn,
+    cosine,
+    mlp,
+    read,
+    repeated,
+    sample_inputs,
+    tied_cnn,
+    transformer,
+    uniform,
+)
 
 from kernels.backends.onnxruntime_cpu import SESSION_OPTIONS
 from search.artifact.audit import Audit, audit_file, audit_model
@@ -61,6 +73,16 @@ def test_what_fuses(name: str) -> None:
     assert [layer.executed for layer in audit.layers] == [kernel]
     assert all(layer.is_quantized for layer in audit.layers)
     audit.raise_if_failed()
+
+
+@pytest.mark.parametrize("linear", ["w8a8", "w4a8", "w8a8-dynamic", "w4a16-g32"])
+def test_nameless_layers_that_share_a_weight_are_all_found(linear: str) -> None:
+    graph = read(repeated())
+    precisions = uniform(graph, linear=linear)
+    model = export_assembly(graph, assemble(graph, precisions), "onnxruntime_cpu")
+    audit = audit_model(model.SerializeToString(), 1, SESSION_OPTIONS, expected=precisions, graph=graph)
+    assert audit.ok, audit.findings
+    assert {layer.layer for layer in audit.layers} == set(precisions)
 
 
 BLOCKED = {"op": "MatMul", "weight": "int4-blocked", "bias": "", "quantized_input": False}

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from quantized_models import assemble, cnn, mlp, read, tied_cnn, transformer, uniform
+from quantized_models import assemble, cnn, mlp, read, repeated, tied_cnn, transformer, uniform
 
 from search.artifact.byte_count import ByteCounter, counted_bytes, fixed_size_bytes, layer_size_bytes
 from search.artifact.qdq import export_assembly
@@ -63,11 +63,23 @@ def test_an_embedding_tied_to_the_head_is_counted_as_written(linear: str) -> Non
     assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)
 
 
-def test_tied_layers_pay_for_their_codes_once() -> None:
-    graph = read(tied_cnn())
-    assembly = assemble(graph, uniform(graph))
-    second = assembly.candidates["block.conv1#2"]
-    refitted = replace(second, weight=replace(second.weight, scale=second.weight.scale * np.float32(1.1)))
-    assembly = replace(assembly, candidates={**assembly.candidates, "block.conv1#2": refitted})
+@pytest.mark.parametrize("linear", ["w8a8", "w4a8", "w8a8-dynamic", "w4a16-g32"])
+def test_a_matrix_multiplied_twice_is_counted_as_written(linear: str) -> None:
+    graph = read(repeated())
+    assembly = _refitted(assemble(graph, uniform(graph, linear=linear)), "block#2")
     real = export_assembly(graph, assembly, "onnxruntime_cpu").ByteSize()
     assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)
+
+
+def test_tied_layers_pay_for_their_codes_once() -> None:
+    graph = read(tied_cnn())
+    assembly = _refitted(assemble(graph, uniform(graph)), "block.conv1#2")
+    real = export_assembly(graph, assembly, "onnxruntime_cpu").ByteSize()
+    assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)
+
+
+def _refitted(assembly: Assembly, layer: str) -> Assembly:
+    """Codes stay what they are, as after the affine refit of a layer on its own outputs."""
+    old = assembly.candidates[layer]
+    new = replace(old, weight=replace(old.weight, scale=old.weight.scale * np.float32(1.1)))
+    return replace(assembly, candidates={**assembly.candidates, layer: new})
