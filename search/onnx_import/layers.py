@@ -23,6 +23,7 @@ _KINDS = {
     "MatMul": LayerKind.LINEAR,
     "Gather": LayerKind.EMBEDDING,
 }
+_ALREADY = "already quantized in the submitted model"
 _NO_CANDIDATE = {
     "Einsum": "Einsum has no quantized kernel",
     "RNN": "recurrent ops have no quantized kernel",
@@ -30,10 +31,10 @@ _NO_CANDIDATE = {
     "GRU": "recurrent ops have no quantized kernel",
     "Attention": "the fused Attention op multiplies activations with activations",
     "DeformConv": "DeformConv has no quantized kernel",
-    "QLinearConv": "already quantized in the submitted model",
-    "QLinearMatMul": "already quantized in the submitted model",
-    "ConvInteger": "already quantized in the submitted model",
-    "MatMulInteger": "already quantized in the submitted model",
+    "QLinearConv": _ALREADY,
+    "QLinearMatMul": _ALREADY,
+    "ConvInteger": _ALREADY,
+    "MatMulInteger": _ALREADY,
 }
 
 
@@ -128,7 +129,8 @@ def _layer(node: Node, wiring: _Wiring) -> Layer | str | None:
 
 def _weighted(node: Node, position: int, path: ConstantPath, weight: Array, wiring: _Wiring) -> Layer:
     kind = _KINDS[node.op_type]
-    reason = _reason(node, position, weight)
+    is_quantized = wiring.constants[path.root].dtype.kind in "iu"
+    reason = _ALREADY if is_quantized else _reason(node, position, weight)
     output = node.outputs[0]
     bias: Bias | None = None
     channel_axis = _channel_axis(node, weight.ndim)

@@ -62,7 +62,7 @@ def report_document(
             "content_hash": data.content_hash,
         },
         "loss": loss.to_json(),
-        "notes": [*graph.notes, *data.notes, *splits.notes, *loss.notes, *_label_notes(data, targets)],
+        "notes": [*dict.fromkeys([*graph.notes, *splits.notes, *loss.notes, *_label_notes(data, targets)])],
         "targets": list(targets),
         "provenance": {
             "versions": {"python": platform.python_version(), **{name: version(name) for name in REPORTED_VERSIONS}}

@@ -208,6 +208,12 @@ def test_ops_without_a_candidate_are_listed(made, constants, shape) -> None:
     assert [(item.op_type, bool(item.reason)) for item in graph.unquantized] == [(made.op_type, True)]
 
 
+def test_a_layer_behind_stored_codes_is_already_quantized() -> None:
+    nodes = [node("DequantizeLinear", ["codes", "scale"], "w"), node("MatMul", ["x", "w"])]
+    graph = graph_of(nodes, {"codes": np.ones((6, 4), np.int8), "scale": np.float32(0.1)}, [2, 6])
+    assert [layer.unquantized_reason for layer in graph.layers] == ["already quantized in the submitted model"]
+
+
 def test_names_follow_weights_scopes_paths_then_ops() -> None:
     constants = {"a.b.weight": floats(4, 4), "onnx::MatMul_7": floats(4, 4), "val_3": floats(4, 4), "v": floats(4, 4)}
     nodes = [
