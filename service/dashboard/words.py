@@ -9,7 +9,7 @@ from typing import Any
 DIGITS = 3
 STAGE_WORDS = {
     "check": "Read model and data",
-    "scan_shard": "Scan a part",
+    "scan_shard": "Scan layers",
     "scan": "Scan sensitivity",
     "measure": "Measure latency",
     "solve": "Solve for the budget",
@@ -75,10 +75,10 @@ def stage_words(kind: str) -> str:
     return STAGE_WORDS.get(kind, kind)
 
 
-def event_words(kind: str, data: Mapping[str, Any]) -> str:
-    """An event as a sentence; an unknown kind is shown as it is."""
+def event_words(kind: str, data: Mapping[str, Any], *, several: bool = True) -> str:
+    """An event as a sentence, with its target where a study has several; an unknown kind is shown as it is."""
     stage = str(data.get("stage", ""))
-    if data.get("target") is not None:
+    if several and data.get("target") is not None:
         stage += f" (target {int(data['target']) + 1})"
     match kind:
         case "created":
