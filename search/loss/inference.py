@@ -44,7 +44,8 @@ def infer_losses(
     a declaration that does not fit.
     """
     declared = dict(declared or {})
-    known = [info.name for info in graph.outputs]
+    shapes = {info.name: info.shape for info in graph.outputs}
+    known = list(shapes)
     if unknown := sorted(set(declared) - set(known)):
         raise _invalid(f"the model has no outputs {unknown}", f"its outputs are {known}")
     losses: list[OutputLoss] = []
@@ -53,7 +54,8 @@ def infer_losses(
     changing = _fed_by_layers(graph)
     for name in known:
         values = np.asarray(reference_outputs[name])
-        is_shared = values.ndim == 0 or samples not in (None, len(values))
+        compares_samples = any(isinstance(size, str) and size in shapes[name][1:] for size in shapes[name][:1])
+        is_shared = values.ndim == 0 or samples not in (None, len(values)) or compares_samples
         if is_shared and declared.get(name, {}).get("kind", "ignore") != "ignore":
             raise _invalid(
                 f"output {name!r} of shape {values.shape} has not one entry per sample ({samples} were run)",
@@ -116,7 +118,7 @@ def _declared(graph: Graph, name: str, values: Array, wanted: Mapping[str, Any])
             f"output {name!r}: class_axis {axis!r} does not fit its shape {values.shape}",
             "axis 0 counts samples; name one of the others",
         )
-    mask = wanted.get("mask")
+    mask = wanted["mask"] if "mask" in wanted else _mask(graph, values, axis)
     if mask is not None and mask not in {info.name for info in graph.inputs}:
         raise _invalid(f"output {name!r}: mask {mask!r} is no input", f"inputs: {[info.name for info in graph.inputs]}")
     if kind is not LossKind.IGNORE and values.dtype.kind != "f":
@@ -149,7 +151,8 @@ def _inferred(graph: Graph, name: str, values: Array) -> OutputLoss | None:
     if values.ndim >= 2 and values.shape[-1] > 1 and _sums_to_one(values):
         return OutputLoss(name, LossKind.SOFTMAX_KL, -1, True, _mask(graph, values, -1))
     lowered = name.lower()
-    if node is None or node.op_type not in _LINEAR or any(word in lowered for word in _NOT_LOGITS):
+    is_linear = node is not None and node.op_type in _LINEAR
+    if any(word in lowered for word in _NOT_LOGITS) or not (is_linear or ("logit" in lowered and values.ndim == 2)):
         return None
     if values.ndim in (2, 3) and values.shape[-1] > 1:
         return OutputLoss(name, LossKind.SOFTMAX_KL, -1, mask=_mask(graph, values, -1))

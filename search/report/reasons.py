@@ -37,6 +37,9 @@ def explain(problem: AllocationProblem, precisions: Mapping[str, str], costs: Ma
     for group in problem.groups:
         if group.name in pinned:
             reasons[group.name] = "pinned by the request"
+        elif len(group.choices) == 1 and len(group.layers) > 1:
+            names = ", ".join(group.layers)
+            reasons[group.name] = f"{names} share one stored weight, and no other precision runs for all of them"
         elif len(group.choices) == 1:
             reasons[group.name] = "the only precision this profile runs for it"
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -253,6 +255,29 @@ def test_outputs_without_an_entry_per_sample_are_left_out() -> None:
         with pytest.raises(BadSubmission) as caught:
             infer_losses(graph, outputs, {"total": {"kind": "mse"}}, samples=len(LOGITS))
         assert caught.value.code == "loss_declaration_invalid"
+
+
+def test_outputs_that_compare_samples_are_left_out() -> None:
+    graph = graph_of(("Gemm", "x", "y"), ("MatMul", "y", "per_image"), outputs=("y", "per_image"))
+    square = TensorInfo("per_image", np.dtype(np.float32), ("n", "n"))
+    loss = infer_losses(replace(graph, outputs=(graph.outputs[0], square)), {"y": LOGITS, "per_image": LOGITS})
+    assert [each.output for each in loss.outputs] == ["y"]
+
+
+def test_padding_is_masked_in_declared_losses_too() -> None:
+    graph = graph_of(("Tanh", "x", "y"), inputs=(TensorInfo("attention_mask", np.dtype(np.int64), ("n", "t")),))
+    tokens = RNG.normal(size=(4, 6, 9)).astype(np.float32)
+    assert inferred(graph, tokens, kind="cosine").mask == "attention_mask"
+    assert inferred(graph, tokens, kind="cosine", mask=None).mask is None
+    assert inferred(graph, tokens[:, 0], kind="cosine").mask is None
+
+
+def test_names_that_say_logits_speak_for_them() -> None:
+    graph = graph_of(
+        ("Gemm", "x", "h"), ("Squeeze", "h", "s"), ("Tanh", "s", "start_logits"), outputs=("start_logits",)
+    )
+    (start,) = infer_losses(graph, {"start_logits": LOGITS}).outputs
+    assert (start.kind, start.class_axis) == (LossKind.SOFTMAX_KL, -1)
 
 
 def test_outputs_that_no_layer_feeds_are_left_out() -> None:

@@ -29,6 +29,12 @@ def test_boundary_costs_count_in_what_a_change_would_cost() -> None:
     assert "costs 56 µs where 2 µs are left" in reasons["a"]
 
 
+def test_layers_left_in_full_precision_by_what_they_share_are_told() -> None:
+    tied = Group("wte", ("wte", "head"), (Choice("fp32", 0.0, {"size_bytes": 400.0}),))
+    (reason,) = explain(AllocationProblem((tied,), {}), {"wte": "fp32"}, {"size_bytes": 400.0}).values()
+    assert reason == "wte, head share one stored weight, and no other precision runs for all of them"
+
+
 def test_pins_are_said() -> None:
     problem = AllocationProblem((group("a", 0.1, 300),), {}, pins={"a": "w8a8"})
     assert explain(problem, {"a": "w8a8"}, {"size_bytes": 100.0}) == {"a": "pinned by the request"}
