@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from search.graph import Graph, Layer, Node
 
 Array = np.ndarray[Any, Any]
 FOLDABLE = frozenset({"Identity", "Transpose", "Reshape", "Cast", "DequantizeLinear"})
+_MOST_FILLED = 65536
 _FLOAT_CASTS: dict[int, Any] = {1: np.float32, 10: np.float16, 11: np.float64, 16: np.float32}
 
 
@@ -89,6 +91,26 @@ def dequantize(codes: Array, extra: list[Array | None], attributes: Mapping[str,
         return array.reshape(shape)
 
     return np.asarray((values - spread(offset)) * spread(scale), dtype=np.float32)
+
+
+def fold_filled(nodes: tuple[Node, ...], constants: dict[str, Array]) -> None:
+    """Add to `constants` what exporters fill in without optimizing: shapes of constants, and numbers expanded to them.
+
+    Every convolution without a bias that PyTorch exports so gets one: Expand(CastLike(0), Shape(weight)).
+    """
+    for node in nodes:
+        read = [constants.get(name) for name in node.inputs]
+        match node.op_type, read:
+            case "Shape", [np.ndarray() as value]:
+                rank = value.ndim
+                start, end = node.attributes.get("start", 0), node.attributes.get("end", rank)
+                constants[node.outputs[0]] = np.asarray(value.shape[slice(start, end)], dtype=np.int64)
+            case "CastLike", [np.ndarray() as value, _] if value.dtype == np.float32:
+                constants[node.outputs[0]] = value
+            case "Expand", [np.ndarray() as value, np.ndarray() as sizes]:
+                shape = np.broadcast_shapes(value.shape, tuple(int(size) for size in sizes.reshape(-1)))
+                if math.prod(shape) <= _MOST_FILLED:
+                    constants[node.outputs[0]] = np.broadcast_to(value, shape).copy()
 
 
 def producers_of(nodes: tuple[Node, ...]) -> dict[str, Node]:

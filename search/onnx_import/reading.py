@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from search.errors import BadSubmission
 from search.graph import Graph, Layer, Node, TensorInfo
 from search.onnx_import.checks import check_sizes, check_structure, default_opset, rejected
-from search.onnx_import.constants import Array
+from search.onnx_import.constants import Array, fold_filled
 from search.onnx_import.external_data import load_external_data
 from search.onnx_import.file_format import foreign_format
 from search.onnx_import.inference import check_inference
@@ -77,6 +77,10 @@ def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits
     for node in nodes:
         if node.op_type == "Constant" and (value := constant_array(node.attributes)) is not None:
             constants[node.outputs[0]] = value
+    try:
+        fold_filled(nodes, constants)
+    except (TypeError, ValueError) as error:
+        raise rejected(f"constants cannot be expanded: {error}") from error
     outputs = tuple(_tensor_info(info) for info in model.graph.output)
     scopes = {index: names for index, proto in enumerate(model.graph.node) if (names := _scopes(proto))}
     try:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from search.errors import BadSubmission
 from search.graph import Graph, LayerKind
 from search.groups import group_layers
 from search.onnx_import import Program, graph_from_model, layer_bias, layer_weight
@@ -48,6 +49,24 @@ def test_conv_with_bias_and_relu() -> None:
     assert (layer.output, layer.activation_node, layer.quantized_tensor) == ("c", 1, "y")
     assert np.array_equal(layer_bias(graph, layer), constants["b"])
     assert np.array_equal(layer_weight(graph, layer), constants["w"])
+
+
+def test_a_bias_that_the_exporter_fills_in_is_one() -> None:
+    """What `torch.onnx.export(optimize=False)` writes for a convolution without a bias."""
+    constants = {"w": floats(4, 3, 3, 3), "one": np.array([1]), "zero": np.float32(0)}
+    filled = [
+        node("Shape", ["w"], "channels", start=0, end=1),
+        node("Expand", ["channels", "one"], "shape"),
+        node("CastLike", ["zero", "x"], "typed"),
+        node("Expand", ["typed", "shape"], "b"),
+    ]
+    graph = graph_of([*filled, node("Conv", ["x", "w", "b"])], constants, ["n", 3, 8, 8])
+    (layer,) = graph.layers
+    assert layer.unquantized_reason is None
+    assert np.array_equal(layer_bias(graph, layer), np.zeros(4))
+    wrong = [node("Expand", ["w", "sizes"], "e"), node("Conv", ["x", "e"])]
+    with pytest.raises(BadSubmission):
+        graph_of(wrong, {"w": floats(4, 3, 3, 3), "sizes": np.array([4, 2, 3, 3])}, ["n", 3, 8, 8])
 
 
 @pytest.mark.parametrize(
