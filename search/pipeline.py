@@ -60,7 +60,7 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     first = first_samples(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1))
     sample = first.chunks(CHECKED_SAMPLES)[0]
     answered = simulator_of(graph).run(sample)
-    loss = infer_losses(graph, answered, study.losses, samples=count_samples(sample))
+    loss = infer_losses(graph, answered, study.losses, samples=count_samples(sample), labels=data.labels)
     unused = None if first.labels is None else why_not_compared(loss, answered, first.labels)
     counts_answers = any(target.tolerance and target.tolerance.kind == "accuracy_drop" for target in study.targets)
     if counts_answers and (unused or first.labels is None):

@@ -63,7 +63,7 @@ class Scanning:
             {recipes.index(own): own for own in recipes},
             splits.calibrate.chunks(size),
             first_samples(splits.calibrate, study.scan_samples).chunks(size),
-            infer_losses(graph, simulator.run(sample), study.losses, samples=count_samples(sample)),
+            infer_losses(graph, simulator.run(sample), study.losses, samples=count_samples(sample), labels=data.labels),
         )
 
     def candidates(self, progress: Progress, layers: Collection[str] | None = None) -> dict[int, CandidateSet]:

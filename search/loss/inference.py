@@ -9,6 +9,7 @@ import numpy as np
 
 from search.errors import BadSubmission
 from search.graph import Graph, Node
+from search.loss.labels import answered_axis
 from search.loss.model_loss import Array, LossKind, ModelLoss, OutputLoss
 from search.simulation.simulator import Arrays
 
@@ -35,8 +36,12 @@ def infer_losses(
     declared: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     samples: int | None = None,
+    labels: Array | None = None,
 ) -> ModelLoss:
     """The loss of a model from its graph, some full-precision outputs, and what the user declared per output.
+
+    Where neither says what an output is, `labels` (of any number of samples) may: whole numbers below the size of its
+    class axis, one per sample, token or pixel.
 
     With `samples`, how many the outputs are of, an output that has not one entry for each of them is told; it has no
     loss per sample. Outputs that no quantizable layer feeds never change; unless declared, neither kind is scored.
@@ -65,7 +70,11 @@ def infer_losses(
             why = "it has not one entry per sample" if is_shared else "no layer that can be quantized feeds it"
             notes.append(f"Output {name!r} is not scored: {why}.")
             continue
-        loss = _declared(graph, name, values, declared[name]) if name in declared else _inferred(graph, name, values)
+        loss = (
+            _declared(graph, name, values, declared[name])
+            if name in declared
+            else _inferred(graph, name, values) or _answered(name, values, labels)
+        )
         if loss is None:
             unclear.append(f"{name!r} {values.dtype}{('n', *values.shape[1:])}".replace("'n'", "n"))
         elif loss.kind is LossKind.IGNORE:
@@ -81,6 +90,11 @@ def infer_losses(
     if not losses:
         raise BadSubmission("no output is left to score", hint=HINT, code="output_kind_unclear")
     return ModelLoss(tuple(losses), tuple(notes))
+
+
+def _answered(name: str, values: Array, labels: Array | None) -> OutputLoss | None:
+    axis = None if labels is None else answered_axis(values, labels)
+    return None if axis is None else OutputLoss(name, LossKind.SOFTMAX_KL, axis)
 
 
 def _fed_by_layers(graph: Graph) -> set[str]:

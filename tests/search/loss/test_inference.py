@@ -225,6 +225,18 @@ def test_unclear_outputs_are_refused_with_the_way_to_declare(op: str, shape: tup
     assert '"kind": "softmax_kl"' in caught.value.hint
 
 
+def test_labels_say_what_nothing_else_does() -> None:
+    pooled = graph_of(("GlobalAveragePool", "x", "y"))
+    classes = np.arange(20) % LOGITS.shape[1]
+    loss = infer_losses(pooled, {"y": LOGITS}, labels=classes)
+    assert (loss.outputs[0].kind, loss.outputs[0].class_axis) == (LossKind.SOFTMAX_KL, 1)
+    pixels = RNG.normal(size=(4, 3, 8, 8)).astype(np.float32)
+    masks = RNG.integers(0, 3, size=(20, 8, 8))
+    assert infer_losses(graph_of(("Conv", "x", "y")), {"y": pixels}, labels=masks).outputs[0].class_axis == 1
+    with pytest.raises(BadSubmission):
+        infer_losses(pooled, {"y": LOGITS}, labels=classes + LOGITS.shape[1])
+
+
 def test_names_that_speak_against_logits() -> None:
     values = {"pooled_embedding": LOGITS}
     with pytest.raises(BadSubmission):
