@@ -11,11 +11,10 @@ import numpy as np
 from benchmarks.bars import at_least
 from benchmarks.gpu_bench import Bench
 from kernels import reference
-from kernels.backends.base import OpFailed
-from kernels.backends.cuda_device import WrongResult
+from kernels.backends.cuda_device import DeviceLost
 from kernels.backends.cuda_kernels import OurKernels
+from kernels.cuda.capability import nearest_listed
 from kernels.cuda.epilogue import Output
-from kernels.errors import CompilationFailed
 from kernels.op_shape import Conv2dShape, LinearShape, OpShape
 from kernels.precision import Precision
 from kernels.profiles.cuda import cuda_profile
@@ -24,6 +23,8 @@ from kernels.spot_check import Sample, sample
 
 SHAPES = 200
 ALL = 1 << 30
+SLACK_S = 15.0
+"""A case stops by itself when its share is over; past this much more, a kernel hangs."""
 CASES = (
     ("linear", "w8a8", Output.S32),
     ("linear", "w4a8", Output.S32),
@@ -39,49 +40,67 @@ CASES = (
 def exactness(bench: Bench) -> None:
     """All cases, each with its share of the time; one bar a case: shapes that were exact."""
     wanted = 4 if bench.is_dry else SHAPES
-    for index, (kind, precision, output) in enumerate(CASES):
+    for index, case in enumerate(CASES):
         share = bench.left_s / (len(CASES) - index)
-        right, wrong, kernels = check_case(bench, kind, precision, output, wanted, share)
-        name = f"exact {kind} {precision}"
-        bench.note(f"{name}: kernels", kernels)
-        bench.note(f"{name}: wrong", wrong[:20])
-        bench.bar(at_least(name, float(right), "shapes", float(wanted)))
+
+        def compare(case: tuple[str, str, Output] = case, share: float = share) -> None:
+            name = f"exact {case[0]} {case[1]}"
+            right, wrong, kernels = check_case(bench, *case, wanted, share)
+            bench.note(f"{name}: kernels", kernels)
+            bench.note(f"{name}: wrong", wrong[:20])
+            bench.bar(at_least(name, float(right), "shapes", float(wanted)))
+
+        bench.part(" ".join(case[:2]), compare, share + SLACK_S)
 
 
 def few_of_each(bench: Bench) -> None:
     """A few shapes of every kernel, for a memory checker that makes each launch many times slower."""
-    for kind, precision, output in CASES:
-        right, wrong, _ = check_case(bench, kind, precision, output, 3, bench.left_s / len(CASES))
-        bench.bar(at_least(f"checked {kind} {precision}", 0.0 if wrong else float(right), "shapes", 1.0))
+    share = bench.left_s / len(CASES)
+    for case in CASES:
+
+        def compare(case: tuple[str, str, Output] = case) -> None:
+            right, wrong, _ = check_case(bench, *case, 3, share)
+            bench.bar(at_least(f"checked {case[0]} {case[1]}", 0.0 if wrong else float(right), "shapes", 1.0))
+
+        bench.part(" ".join(case[:2]), compare, share + SLACK_S)
 
 
 def check_case(
     bench: Bench, kind: str, precision_name: str, output: Output, wanted: int, seconds: float
 ) -> tuple[int, list[str], dict[str, int]]:
-    """(shapes that were exact, sentences on those that were not, launches by kernel and tile)."""
+    """(shapes that were exact, sentences on those that were not, launches by kernel and tile).
+
+    Goes on where an earlier process of the section was lost, with the next shape and without the kernel that did it.
+    """
     precision = Precision(precision_name)
-    profile = cuda_profile("check", bench.device.identity, bench.device.arch)
+    profile = cuda_profile("check", bench.device.identity, nearest_listed(bench.device.arch) or bench.device.arch)
     stop = bench.left_s - seconds
-    wrong: list[str] = []
-    kernels: dict[str, int] = {}
-    right = 0
-    for seed in range(wanted):
+    kept = bench.progress.setdefault(f"{kind} {precision_name}", {"next": 0, "right": 0, "wrong": [], "kernels": {}})
+    for seed in range(kept["next"], wanted):
         if bench.left_s < stop:
-            wrong.append(f"stopped after {seed} shapes: no time was left")
+            kept["wrong"].append(f"stopped after {seed} shapes: no time was left")
             break
+        kept["next"] = seed + 1
         rng = np.random.default_rng([seed, *f"{kind} {precision_name}".encode()])
         op = random_op(kind, rng)
         layer = random_layer(op, precision, profile.recipe(op.kind, precision), seed)
+        contender = OurKernels(
+            bench.device, output if kind == "linear" else None, int(rng.integers(1 << 16)), avoid=bench.avoid
+        )
         try:
-            contender = OurKernels(bench.device, output if kind == "linear" else None, int(rng.integers(1 << 16)))
             prepared = contender.prepare(layer, 1, 1)
             (variant,) = prepared.variants
-            kernels[variant.split(" /")[0]] = kernels.get(variant.split(" /")[0], 0) + 1
-            prepared.check(variant, sums(layer) if output is Output.S32 else sample(layer, rows=ALL, columns=ALL))
-            right += 1
-        except (WrongResult, OpFailed, CompilationFailed) as error:
-            wrong.append(error.message)
-    return right, wrong, kernels
+            kernel = variant.split(" /")[0]
+            kept["kernels"][kernel] = kept["kernels"].get(kernel, 0) + 1
+            with bench.running(kernel):
+                prepared.check(variant, sums(layer) if output is Output.S32 else sample(layer, rows=ALL, columns=ALL))
+            kept["right"] += 1
+        except DeviceLost as error:
+            kept["wrong"].append(f"{op.signature}: {error.message}")
+            raise
+        except Exception as error:  # the next shape may tell what is different about it
+            kept["wrong"].append(f"{op.signature}: {getattr(error, 'message', repr(error))}")
+    return kept["right"], kept["wrong"], kept["kernels"]
 
 
 def sums(layer: RandomLayer) -> Sample:

@@ -11,8 +11,9 @@ from kernels.backends.base import OpFailed
 from kernels.backends.cuda import LEFT_OUT
 from kernels.backends.cuda_contender import Contender, Prepared, upload
 from kernels.backends.cuda_device import Work
+from kernels.backends.cuda_driver import translated
 from kernels.backends.cuda_kernels import OurKernels
-from kernels.backends.cuda_opponents import TorchFloat
+from kernels.backends.cuda_opponents import TorchFloat, opponents
 from kernels.backends.cuda_product import TorchPrepared
 from kernels.backends.cuda_timing import (
     Copies,
@@ -63,14 +64,25 @@ class RawIntMm(Contender):
 
 
 def speed(bench: Bench) -> None:
-    """The bars, in the order of their importance."""
-    size = 256 if bench.is_dry else 4096
-    against_int_mm(bench, size, size, "w8a8 of cuBLASLt at 4096^3", 0.85)
-    few = [against_int_mm(bench, rows, size, f"w8a8 of torch._int_mm at {rows} rows", None) for rows in FEW_ROWS]
-    bench.bar(at_least("w8a8 of torch._int_mm, 17 to 128 rows, least", min(few), "x", 1.0))
-    weight_only(bench, 512 if bench.is_dry else 8192)
-    convolutions(bench, DRY_CONVS if bench.is_dry else RESNET_CONVS)
-    four_bits(bench, size)
+    """The bars, in the order of their importance; each is a part of its own."""
+    size = 128 if bench.is_dry else 4096
+    bench.part("4096^3", lambda: large(bench, size))
+    bench.part("few rows", lambda: few_rows(bench, size))
+    bench.part("weight only", lambda: weight_only(bench, 256 if bench.is_dry else 8192))
+    bench.part("convolutions", lambda: convolutions(bench, DRY_CONVS if bench.is_dry else RESNET_CONVS))
+    square = 64 if bench.is_dry else size
+    for m in (square, 16, 1):
+        bench.part(f"precisions at {m} rows", lambda m=m: every_precision(bench, LinearShape(m, square, square)))
+
+
+def large(bench: Bench, size: int) -> None:
+    ratio = against_int_mm(bench, size, size)
+    bench.bar(at_least("w8a8 of cuBLASLt at 4096^3", ratio, "x", 0.85))
+
+
+def few_rows(bench: Bench, size: int) -> None:
+    ratios = [against_int_mm(bench, rows, size) for rows in FEW_ROWS]
+    bench.bar(at_least("w8a8 of torch._int_mm, 17 to 128 rows, least", min(ratios), "x", 1.0))
 
 
 def layer_for(bench: Bench, op: OpShape, precision: Precision) -> RandomLayer:
@@ -81,19 +93,22 @@ def layer_for(bench: Bench, op: OpShape, precision: Precision) -> RandomLayer:
 
 def best(bench: Bench, contender: Contender, layer: RandomLayer, copies: Copies, check: bool = True) -> GraphOp:
     """The contender's fastest variant as an arm; wrong ones are noted and not timed."""
-    prepared = contender.prepare(layer, copies.weights, copies.inputs)
+    with translated(contender.name or "our kernels"):
+        prepared = contender.prepare(layer, copies.weights, copies.inputs)
     expected = sample(layer) if check else None
     tried: dict[str, float] = {}
     for variant in prepared.variants:
+        name = f"{contender.name} {variant}".strip()
         try:
-            if expected is not None:
-                prepared.check(variant, expected)
-            else:
-                prepared.enqueue(variant, 0, 0)
-                bench.device.synchronize()
-            tried[variant] = first_impression_us(prepared, variant, copies)
+            with bench.running(name), translated(name):
+                if expected is not None:
+                    prepared.check(variant, expected)
+                else:
+                    prepared.enqueue(variant, 0, 0)
+                    bench.device.synchronize()
+                tried[variant] = first_impression_us(prepared, variant, copies)
         except LEFT_OUT as error:
-            bench.note(f"left out: {contender.name} {variant}", error.message)
+            bench.note(f"left out: {layer.op.signature} {layer.precision} {name}", error.message)
     if not tried:
         raise OpFailed(f"{layer.op.signature} in {layer.precision}: nothing ran")
     variant = min(tried, key=lambda name: tried[name])
@@ -113,8 +128,8 @@ def timed(bench: Bench, arms: dict[str, GraphOp]) -> dict[str, float]:
     return us
 
 
-def against_int_mm(bench: Bench, m: int, size: int, name: str, goal: float | None) -> float:
-    """Speed of our raw int8 product over cuBLASLt's; a bar where there is a goal."""
+def against_int_mm(bench: Bench, m: int, size: int) -> float:
+    """Speed of our raw int8 product over cuBLASLt's."""
     op = LinearShape(m, size, size, bias=False)
     layer, copies = layer_for(bench, op, INT8), copies_for(op, INT8, bench.device.identity.l2_bytes, COLD_WEIGHTS)
     arms = {
@@ -123,17 +138,15 @@ def against_int_mm(bench: Bench, m: int, size: int, name: str, goal: float | Non
     }
     us = timed(bench, arms)
     ratio = us["theirs"] / us["ours"]
-    bench.note(f"{name}: TOPS", 2 * op.macs / us["ours"] / 1e6)
-    if goal is not None:
-        bench.bar(at_least(name, ratio, "x", goal))
-    else:
-        bench.note(name, ratio)
+    bench.note(f"w8a8 of torch._int_mm, {m} rows", {"x": ratio, "TOPS": 2 * op.macs / us["ours"] / 1e6})
     return ratio
 
 
 def copy_bytes_per_us(bench: Bench, elements: int) -> float:
     """Measured device-to-device copy, counting bytes read and written."""
-    source = upload(bench.device, np.random.default_rng(0).standard_normal(elements).astype(np.float32))[0]
+    source = bench.device.run_torch(
+        "random", lambda: torch.randn(elements, dtype=torch.float32, device=bench.device.torch_device), Work()
+    )
     target = torch.empty_like(source)
     work = Work(moved_bytes=8.0 * elements)
 
@@ -183,22 +196,23 @@ def convolutions(bench: Bench, signatures: tuple[str, ...]) -> None:
     bench.bar(at_least("conv int8 of bf16 channels-last, geometric mean", _geometric_mean(gains), "x", 1.5))
 
 
-def four_bits(bench: Bench, size: int) -> None:
-    """Every integer precision on large and small products: where 4 bits are no faster than 8 it shows."""
-    rows: dict[str, dict[str, float]] = {}
-    for m in (1, 16, size):
-        op = LinearShape(m, size, size)
-        arms = {}
-        for name in ("w8a8", "w4a8", "w4a4", "w4a16-g128"):
-            precision = Precision(name)
-            copies = copies_for(op, precision, bench.device.identity.l2_bytes, COLD_WEIGHTS)
+def every_precision(bench: Bench, op: LinearShape) -> None:
+    """The best of every precision on one product, by whoever: where 4 bits are no faster than 8 it shows."""
+    arms: dict[str, GraphOp] = {}
+    for name in ("fp16", "fp8", "w8a8", "w4a8", "w4a4", "w4a16-g128"):
+        precision = Precision(name)
+        copies = copies_for(op, precision, bench.device.identity.l2_bytes, COLD_WEIGHTS)
+        for contender in (OurKernels(bench.device), *opponents(bench.device)):
+            if contender.why_not(op, precision) is not None:
+                continue
             try:
-                arms[name] = best(bench, OurKernels(bench.device), layer_for(bench, op, precision), copies)
+                found = best(bench, contender, layer_for(bench, op, precision), copies)
             except LEFT_OUT as error:
-                bench.note(f"left out: {op.signature} {name}", error.message)
-        if arms:
-            rows[op.signature] = timed(bench, arms)
-    bench.note("us by precision", rows)
+                bench.note(f"left out: {op.signature} {name} {contender.name}", error.message)
+                continue
+            arms[f"{name} {contender.name or 'ours'}"] = found
+    us = timed(bench, arms)
+    bench.note(f"us by precision and contender, {op.signature}", us)
 
 
 def _geometric_mean(values: list[float]) -> float:

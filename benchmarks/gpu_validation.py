@@ -23,13 +23,13 @@ from kernels.operating_point import OperatingPoint
 from kernels.precision import FP32
 from kernels.profiles.cuda import cuda_profile
 from search.candidates.finish import finish_candidates
-from search.graph import Graph
+from search.graph import Graph, OperatingShapes
 from search.groups import group_layers
 from search.latency.assemblies import calibration_assemblies
 from search.latency.cuda_network import CudaNetwork, network_builder
 from search.latency.fit import fit_latency
 from search.latency.measure import measure_runs, random_inputs
-from search.latency.rows import distinct_pairs, required_rows
+from search.latency.rows import LayerRow, distinct_pairs, required_rows
 from search.latency.terms import latency_terms
 from search.onnx_import import graph_from_model, operating_shapes
 from search.simulation.torch_simulator import TorchSimulator
@@ -38,6 +38,8 @@ ROW_TIMING = Protocol(warmup_us=3_000.0, sample_us=0.0, min_samples=30, max_samp
 RUN_TIMING = Protocol(warmup_us=5_000.0, sample_us=0.0, min_samples=30, max_samples=60, arm_seconds=0.3)
 RUNS, UNSEEN = 16, 6
 PERCENT = 100.0
+ROWS_SHARE = 0.65
+"""Of a section's time, for the table; whole networks have the rest."""
 
 
 def validate_resnet50(bench: Bench) -> None:
@@ -66,42 +68,60 @@ def profile_here(bench: Bench) -> HardwareProfile:
 def validate(bench: Bench, name: str, model: onnx.ModelProto, point: OperatingPoint) -> None:
     """Rows, runs, the fit left one out at a time, and its error on assemblies it never saw."""
     graph, profile = graph_from_model(model), profile_here(bench)
-    backend = Cuda(profile, bench.device, [OurKernels(bench.device), *opponents(bench.device)])
+    contenders = [OurKernels(bench.device, avoid=bench.avoid), *opponents(bench.device)]
+    backend = Cuda(profile, bench.device, contenders, bench.running)
     shapes = operating_shapes(graph, point)
     rows = required_rows(graph, shapes, profile)
     path = bench.folder / f"latency_table_{name}.json"
+    bench.note("not compared", dict(backend.missing))
 
     def save(table: LatencyTable) -> None:
         path.write_text(json.dumps(table.to_json(), indent=1))
 
-    measured = measure_missing(
-        backend,
-        profile,
-        distinct_pairs(rows),
-        point.threads,
-        empty_table(profile),
-        protocol=ROW_TIMING,
-        checkpoint=save,
+    def measure() -> None:
+        started = LatencyTable.loads(path.read_text()) if path.exists() else empty_table(profile)
+        measured = measure_missing(
+            backend, profile, distinct_pairs(rows), point.threads, started, protocol=ROW_TIMING, checkpoint=save
+        )
+        save(measured.table)
+        bench.note("rows", len(measured.table.rows))
+        bench.note("rows took s", bench.seconds - bench.left_s)
+        bench.note("refused", [f"{each.signature} {each.precision}: {each.reason[:200]}" for each in measured.refused])
+        bench.note("left out", {" ".join(pair): why for pair, why in backend.reasons.items() if why})
+        bench.note("kernels", sorted({row.executed_kernel.split(" /")[0] for row in measured.table.rows}))
+
+    bench.part(f"{name}: rows", measure, ROWS_SHARE * bench.seconds)
+    table = LatencyTable.loads(path.read_text()) if path.exists() else empty_table(profile)
+    bench.part(
+        f"{name}: runs", lambda: fit_and_predict(bench, name, graph, backend, shapes, rows, table, point), bench.left_s
     )
-    save(measured.table)
-    bench.note("rows", len(measured.table.rows))
-    bench.note("rows took s", bench.seconds - bench.left_s)
-    bench.note("refused", [f"{each.signature} {each.precision}: {each.reason[:200]}" for each in measured.refused])
-    bench.note("kernels", sorted({row.executed_kernel.split(" /")[0] for row in measured.table.rows}))
-    bench.save()
+
+
+def fit_and_predict(
+    bench: Bench,
+    name: str,
+    graph: Graph,
+    backend: Cuda,
+    shapes: OperatingShapes,
+    rows: list[LayerRow],
+    table: LatencyTable,
+    point: OperatingPoint,
+) -> None:
+    """Whole networks of the layers that have rows, the fit of the first ones and its error on the others."""
+    profile = backend.profile
     # Neighbours share tensors, so activations of 4 and of 8 bits cannot stand in one network.
     eight = [row for row in rows if row[2].activation_bits >= 8]
-    kept = _whole([row for row in eight if measured.table.has(row[1], row[2], point.threads)])
+    kept = _whole([row for row in eight if table.has(row[1], row[2], point.threads)])
     small = replace(point, batch=1)
     noise = random_inputs(graph, operating_shapes(graph, small))
     recipes = {(layer, p.name): profile.recipe(op.kind, p) for layer, op, p in kept if p != FP32}
     candidates = finish_candidates(TorchSimulator(graph), recipes, [noise], rules=("min-max",))
     kept = _whole([row for row in kept if row[2] == FP32 or (row[0], row[2].name) in candidates.candidates])
     bench.note("candidates at s", bench.seconds - bench.left_s)
-    terms = latency_terms(graph, shapes, profile, kept, measured.table, point.threads)
+    terms = latency_terms(graph, shapes, profile, kept, table, point.threads)
     layers = {layer for layer, _, _ in kept}
     groups = [group for group in group_layers(graph) if layers.issuperset(group.layers)]
-    build = network_builder(graph, candidates, shapes, bench.device, backend.clock(1), measured.table, point.threads)
+    build = network_builder(graph, candidates, shapes, backend.device, backend.clock(1), table, point.threads)
     inputs = random_inputs(graph, shapes)
     count = 8 if bench.is_dry else RUNS + UNSEEN
     assemblies = calibration_assemblies(groups, terms, count=count)

@@ -8,6 +8,7 @@ what the others took. What a contender cannot run, or computes wrongly, is left 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +62,26 @@ class CudaOp(Runnable):
 
 
 class Cuda(Backend):
-    """The backend over one device. `reasons` keeps why a contender was left out, by (signature, precision)."""
+    """The backend over one device. `reasons` keeps why a contender was left out, by (signature, precision).
+
+    `trying` is entered with a kernel's name around its first launches on an op: what takes a device along is known.
+    """
 
     name = "cuda"
     scope = RowScope.KERNEL
     protocol = PROTOCOL
 
-    def __init__(self, profile: HardwareProfile, device: CudaDevice, contenders: Sequence[Contender]) -> None:
+    def __init__(
+        self,
+        profile: HardwareProfile,
+        device: CudaDevice,
+        contenders: Sequence[Contender],
+        trying: Callable[[str], AbstractContextManager[None]] = lambda kernel: nullcontext(),
+    ) -> None:
         self.profile = profile
         self.device = device
         self.contenders = tuple(contenders)
+        self.trying = trying
         self.version = profile.runtime_version
         self.reasons: dict[tuple[str, str], dict[str, str]] = {}
         self._clock = DeviceClock()
@@ -146,7 +157,7 @@ class Cuda(Backend):
             for variant in prepared.variants:
                 name = f"{contender.name} {variant}".strip()
                 try:
-                    tried[name] = self._impression(prepared, variant, expected, copies)
+                    tried[name] = self._impression(name, prepared, variant, expected, copies)
                 except LEFT_OUT as error:
                     reasons[name] = error.message
                     continue
@@ -160,7 +171,7 @@ class Cuda(Backend):
             )
         return (*best, tried)
 
-    def _impression(self, prepared: Prepared, variant: str, expected: Sample, copies: Copies) -> float:
-        with translated(variant or type(prepared).__name__):
+    def _impression(self, kernel: str, prepared: Prepared, variant: str, expected: Sample, copies: Copies) -> float:
+        with self.trying(kernel), translated(kernel):
             prepared.check(variant, expected)
             return first_impression_us(prepared, variant, copies)

@@ -8,6 +8,7 @@ by the integer-only requantization that `kernels.reference` defines. The same la
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kernels.backends.base import OpFailed
 from kernels.backends.cuda_contender import Array, Contender, Prepared, poisoned, upload, work_of
 from kernels.backends.cuda_device import CudaDevice, Geometry, Work
 from kernels.cuda.epilogue import EpilogueArguments, Output, dyadic_pairs
@@ -213,12 +215,19 @@ class KernelPrepared(Prepared):
 
 class OurKernels(Contender):
     """The kernels of this package on one device; `output` overrides what a pair leaves (raw sums), `one_variant` picks
-    a single tile by its number (tests of many shapes)."""
+    a single tile by its number (tests of many shapes), `avoid` names kernels with their tile never to be launched."""
 
     name = ""
 
-    def __init__(self, device: CudaDevice, output: Output | None = None, one_variant: int | None = None) -> None:
+    def __init__(
+        self,
+        device: CudaDevice,
+        output: Output | None = None,
+        one_variant: int | None = None,
+        avoid: Collection[str] = (),
+    ) -> None:
         super().__init__(device)
+        self._avoid = avoid
         self._output = output
         self._one_variant = one_variant
 
@@ -228,6 +237,8 @@ class OurKernels(Contender):
 
     def prepare(self, layer: RandomLayer, weight_copies: int, input_copies: int) -> Prepared:
         found = self._launches(layer.op, layer.precision)
+        if not found:
+            raise OpFailed(f"{layer.op.signature} in {layer.precision}: every kernel that could run it is avoided")
         if self._one_variant is not None:
             found = [found[self._one_variant % len(found)]]
         self.device.compile_ahead([(each.source, each.tile, each.defines) for each in found])
@@ -239,4 +250,5 @@ class OurKernels(Contender):
         return Output.S8 if isinstance(op, Conv2dShape) else Output.F16
 
     def _launches(self, op: OpShape, precision: Precision) -> list[Launch]:
-        return launches(op, precision, self.device.arch, self.device.identity.cores, self._output_of(op))
+        found = launches(op, precision, self.device.arch, self.device.identity.cores, self._output_of(op))
+        return [each for each in found if f"{each.source.name} {each.tile}" not in self._avoid]

@@ -137,7 +137,12 @@ def used_classes(terms: LatencyTerms, runs: Sequence[EndToEndRun]) -> list[str]:
 
 
 def _straight_line_slope(table_us: Vector, measured_us: Vector) -> float:
-    """The one scale of T = c0 + scale * (sum of rows) through the runs, 1 where that says nothing."""
+    """The one scale of T = c0 + scale * (sum of rows) through the runs, 1 where that says nothing.
+
+    It is at most what leaves c0 >= 0 in every run: where the sums of rows hardly differ, as with ops that all cost one
+    launch, their slope is noise and may be any number.
+    """
     design = np.column_stack([np.ones_like(table_us), table_us]) / measured_us[:, None]
     slope = np.linalg.lstsq(design, np.ones(len(table_us)), rcond=None)[0][1]
-    return float(slope) if slope > 0 else 1.0
+    largest = float(np.min(measured_us[table_us > 0] / table_us[table_us > 0], initial=np.inf))
+    return min(float(slope), largest) if slope > 0 else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,6 +110,16 @@ def test_nothing_is_ever_less_than_nothing() -> None:
     assert found.intercept_us >= 0
     assert found.us_per_element >= 0
     assert min(found.scales.values()) > 0
+
+
+def test_rows_that_hardly_differ_set_no_scale() -> None:
+    terms = made_up_terms()
+    runs = made_up_runs(terms, 12)
+    # Ops that all cost one launch, in networks whose times differ by what the rows do not know: a slope of noise.
+    flat = replace(terms, row_us={pair: 1.5 + us / 1e5 for pair, us in terms.row_us.items()})
+    times = [40.0 + (run.median_us - runs[0].median_us) / 100 for run in runs]
+    found = fitted(flat, [replace(run, median_us=us) for run, us in zip(runs, times, strict=True)])
+    assert max(abs(found.predict(run.precisions) / us - 1) for run, us in zip(runs, times, strict=True)) < 0.2
 
 
 def test_noise_stays_noise() -> None:
