@@ -87,14 +87,26 @@ class ByteCounter:
 
     def count(self, assembly: Assembly) -> ByteCount:
         """Bytes of a whole assembly, layer by layer."""
-        sizes = {}
-        for layer in self._layers:
-            candidate = assembly.candidates.get(layer.name)
-            if candidate is None:
-                sizes[layer.name] = self.layer(layer, None)
-            else:
-                sizes[layer.name] = self.layer(layer, candidate.recipe, bias=candidate.bias is not None)
+        floats = [layer for layer in self._layers if layer.name not in assembly.candidates]
+        sizes = {layer.name: self.layer(layer, None) for layer in floats} | self.finished(assembly.candidates)
         return ByteCount(self.fixed + sum(sizes.values()), self.fixed, sizes)
+
+    def finished(self, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+        """Bytes of every layer that has a candidate; of tied layers with the same codes only the first stores them."""
+        sizes: dict[str, int] = {}
+        stored: dict[str, list[QuantizedWeight]] = {}
+        for layer in self._layers:
+            if layer.name not in candidates:
+                continue
+            candidate = candidates[layer.name]
+            weight, before = candidate.weight, stored.setdefault(layer.weight, [])
+            sizes[layer.name] = self.layer(layer, candidate.recipe, bias=candidate.bias is not None)
+            if self._shares_codes(layer, candidate.recipe) and not any(
+                weight.bits == other.bits and np.array_equal(weight.codes, other.codes) for other in before
+            ):
+                sizes[layer.name] += _code_bytes(weight)
+            before.append(weight)
+        return sizes
 
     def _float(self, layer: Layer) -> int:
         return sum(self._constants.get(name, 0) for name in _constants_of(layer) if self._owner[name] == layer.name)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kernels.hardware_profile import HardwareProfile
 from kernels.precision import FP32
 from search.artifact.byte_count import ByteCounter
+from search.assembly import Candidate
 from search.candidates.candidate_set import CandidateSet
 from search.graph import Graph, OperatingShapes
 from search.groups import LayerGroup
@@ -60,10 +61,12 @@ def target_costs(
     counter = ByteCounter(graph)
     decided = [graph.layer(name) for group in groups for name in group.layers]
     sizes = {(layer.name, FP32.name): counter.layer(layer, None) for layer in decided}
+    offers: dict[str, dict[str, Candidate]] = {}
     for (name, precision), candidate in candidates.candidates.items():
         if (name, FP32.name) in sizes:
-            has_bias = candidate.bias is not None
-            sizes[name, precision] = counter.layer(graph.layer(name), candidate.recipe, bias=has_bias)
+            offers.setdefault(precision, {})[name] = candidate
+    for precision, finished in offers.items():
+        sizes.update({(name, precision): size for name, size in counter.finished(finished).items()})
     undecided = [layer for layer in graph.layers if (layer.name, FP32.name) not in sizes]
     floats = sum(counter.layer(layer, None) for layer in undecided if layer.unquantized_reason is None)
     shapes = operating_shapes(graph, target.point)

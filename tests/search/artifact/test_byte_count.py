@@ -78,6 +78,18 @@ def test_tied_layers_pay_for_their_codes_once() -> None:
     assert counted_bytes(graph, assembly).total == pytest.approx(real, rel=0.01)
 
 
+def test_tied_layers_that_came_to_different_codes_pay_for_each() -> None:
+    graph = read(tied_cnn())
+    assembly = assemble(graph, uniform(graph, conv="w4a8"))
+    name = "block.conv1#2"
+    old = assembly.candidates[name]
+    other = replace(old, weight=replace(old.weight, codes=-1 - old.weight.codes))
+    apart = replace(assembly, candidates={**assembly.candidates, name: other})
+    real = export_assembly(graph, apart, "onnxruntime_cpu").ByteSize()
+    assert counted_bytes(graph, apart).total == pytest.approx(real, rel=0.01)
+    assert real > 1.05 * export_assembly(graph, assembly, "onnxruntime_cpu").ByteSize()
+
+
 def _refitted(assembly: Assembly, layer: str) -> Assembly:
     """Codes stay what they are, as after the affine refit of a layer on its own outputs."""
     old = assembly.candidates[layer]
