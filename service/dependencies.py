@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from service.queue.outbox import Sender
 from service.settings import Settings
 from service.store.database import Database
 
-_SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])")
+# What only a full reading can judge: escapes of characters, and numbers that may be no finite double.
+_SUSPECT = re.compile(rb"\\u(0000|[dD][89a-fA-F])|[:,\[\s]-?(NaN|Infinity|[0-9][0-9.]*[eE]\+?[0-9]{3}|[0-9]{309})")
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
@@ -48,7 +50,7 @@ def _read(request: Request) -> Iterator[Session]:
 
 
 async def check_json_text(request: Request) -> None:
-    """Refuse JSON whose strings no database column can hold: NUL characters and lone surrogates."""
+    """Refuse JSON that no database column can hold: NUL characters, lone surrogates, NaN and endless numbers."""
     if "json" not in request.headers.get("content-type", ""):
         return
     body = await request.body()
@@ -58,27 +60,33 @@ async def check_json_text(request: Request) -> None:
         document = json.loads(body)
     except (ValueError, RecursionError):
         return  # the handler's own reading refuses it
-    if any("\0" in text or _HALF_PAIR.search(text) for text in _texts(document)):
+    if (why := next(filter(None, map(_unstorable, _scalars(document))), None)) is not None:
         raise Problem(
-            422,
-            "invalid_request",
-            "the body holds a NUL character or half a surrogate pair",
-            hint="send text that can be stored",
+            422, "invalid_request", f"the body holds {why}", hint="send text that can be stored and finite numbers"
         )
 
 
-def _texts(document: object) -> Iterator[str]:
-    """Every string of a JSON document, keys included."""
+def _unstorable(value: object) -> str | None:
+    match value:
+        case str() if "\0" in value or _HALF_PAIR.search(value):
+            return "a NUL character or half a surrogate pair"
+        case float() if not math.isfinite(value):
+            return "NaN or a number beyond what a double can hold"
+    return None
+
+
+def _scalars(document: object) -> Iterator[object]:
+    """Everything in a JSON document that holds nothing itself, keys included."""
     waiting = [document]
     while waiting:
         match waiting.pop():
-            case str() as text:
-                yield text
             case list() as items:
                 waiting.extend(items)
             case dict() as fields:
                 waiting.extend(fields.keys())
                 waiting.extend(fields.values())
+            case value:
+                yield value
 
 
 # scope="function" ends the transaction before the response starts. The default would commit after the body was

@@ -98,16 +98,16 @@ _PLAIN = {
 }
 
 
-def problem_document(request: Request, problem: Problem) -> ProblemDocument:
+def problem_of(problem: Problem, *, instance: str, request_id: str) -> ProblemDocument:
     return ProblemDocument(
         type=f"urn:bitwright:problem:{problem.code}",
         title=HTTPStatus(problem.status_code).phrase,
         status=problem.status_code,
         detail=problem.detail,
-        instance=request.url.path,
+        instance=instance,
         code=problem.code,
         hint=problem.hint,
-        request_id=getattr(request.state, "request_id", ""),
+        request_id=request_id,
         retryable=problem.retry_after_s is not None,
         retry_after_s=problem.retry_after_s,
         errors=problem.errors,
@@ -119,7 +119,12 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(problem.retry_after_s)))
     return JSONResponse(
-        problem_document(request, problem).model_dump(), problem.status_code, headers=headers, media_type=MEDIA_TYPE
+        problem_of(
+            problem, instance=request.url.path, request_id=getattr(request.state, "request_id", "")
+        ).model_dump(),
+        problem.status_code,
+        headers=headers,
+        media_type=MEDIA_TYPE,
     )
 
 

@@ -17,6 +17,7 @@ def check_model_format(head: bytes, size_bytes: int) -> None:
     _not_empty(size_bytes)
     known = (
         (b"PK\x03\x04", "a zip archive (.pt, .pth, .pt2, TorchScript, .keras; a zip of ONNX files goes in `archive`)"),
+        (b"PK\x05\x06", "an empty zip archive"),
         (b"\x89HDF", "an HDF5 file (Keras)"),
         (b"\x1f\x8b", "a gzip file"),
         (b"{", "JSON text"),

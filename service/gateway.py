@@ -7,6 +7,7 @@ import re
 import secrets
 from urllib.parse import urlsplit
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Only these stream their bodies to disk; every other handler holds them in memory.
 UPLOAD_PATHS = frozenset({"/v1/models", "/v1/datasets"})
+DRAIN_BYTES, DRAIN_S = 8 << 20, 3.0
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 PAGE_POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; "
@@ -56,7 +58,12 @@ class Gateway:
 
         request = Request(scope, receive)
         refusal = self._refusal(scope, headers)
+        if scope["method"] == "HEAD":
+            # Routes know GET; the server below leaves the body out of what answers a HEAD.
+            scope = {**scope, "method": "GET"}
         if refusal is not None:
+            if refusal.status_code == 413:
+                await _drain(receive)
             await problem_response(request, refusal)(scope, receive, send_with_headers)
             return
         try:
@@ -82,7 +89,7 @@ class Gateway:
         if (size := headers.get("content-length", "")).isdecimal() and int(size) > self._limit(headers, path):
             return _too_large(self._limit(headers, path))
         origin = headers.get("origin")
-        if method not in _SAFE_METHODS and origin is not None and urlsplit(origin).netloc.lower() != host:
+        if method not in _SAFE_METHODS and origin is not None and _site(origin) != host:
             return Problem(
                 403,
                 "cross_site",
@@ -109,6 +116,8 @@ class Gateway:
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
                 if seen > limit:
+                    if message.get("more_body", False):
+                        await _drain(receive)
                     raise _too_large(limit)
             return message
 
@@ -117,6 +126,24 @@ class Gateway:
 
 def _too_large(limit: int) -> Problem:
     return Problem(413, "too_large", f"the body is larger than {limit} bytes", hint="send less, or raise the limit")
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a little: a client that is still sending when the connection closes never sees its answer."""
+    with anyio.move_on_after(DRAIN_S):
+        read = 0
+        while read < DRAIN_BYTES:
+            message = await receive()
+            read += len(message.get("body", b""))
+            if not message.get("more_body", False):
+                return
+
+
+def _site(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # such as half an IPv6 address
+        return None
 
 
 def _without_port(host: str) -> str:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import anyio
 from pydantic import StringConstraints
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
@@ -158,7 +158,7 @@ async def received_files(request: Request, folder: Path, *, idle_s: float) -> As
             async for batch in _batches(request, idle_s):
                 await run_in_threadpool(parser.write, batch)
             parser.finalize()
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise _bad_multipart(str(error)) from error
         except ClientDisconnect:
             log.info("a client went away in the middle of its upload")

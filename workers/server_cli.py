@@ -101,6 +101,7 @@ def api(data_folder: DataFolder = None) -> None:
     import uvicorn
 
     from service.app import create_app
+    from service.http_protocol import HttpProtocol
 
     settings = _settings(data_folder)
     configure_logging(settings, "api")
@@ -109,6 +110,8 @@ def api(data_folder: DataFolder = None) -> None:
         create_app(settings),
         host=settings.host,
         port=settings.port,
+        http=HttpProtocol,
+        ws="none",
         log_config=None,  # our handler writes uvicorn's lines too
         log_level="warning",
         access_log=False,

@@ -33,7 +33,9 @@ def post_evaluations(study_id: str, body: EvaluationRequest, parts: TheParts, af
 
 
 @router.get("/{study_id}/evaluations")
-def get_evaluations(study_id: str, session: ReadSession, target: Annotated[int, Query(ge=0)] = 0) -> EvaluationView:
+def get_evaluations(
+    study_id: str, session: ReadSession, target: Annotated[int, Query(ge=0, lt=1 << 31)] = 0
+) -> EvaluationView:
     """The finalists of one target and what has been posted of them."""
     study = session.get(StudyRow, study_id)
     if study is None:

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from service.artifacts import artifact_response
 from service.dependencies import Parts, ReadSession, TheParts
 from service.errors import Problem, not_found
+from service.lifecycle import StudyState
 from service.paging import DEFAULT_LIMIT, MAX_LIMIT, page_of
 from service.queue.outbox import publish_due
 from service.store.models import ArtifactRow, EventRow, StudyRow
@@ -111,14 +112,16 @@ def _made(parts: Parts, response: Response, after: BackgroundTasks, study_id: st
 @router.get("")
 def list_studies(
     session: ReadSession,
-    state: Annotated[list[str] | None, Query()] = None,
+    state: Annotated[list[StudyState] | None, Query()] = None,
     model: str | None = None,
     hardware: str | None = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
 ) -> StudyPage:
     """Studies, newest first."""
-    query = listed_studies(states=state or (), model=model, hardware=hardware, cursor=cursor, limit=limit)
+    query = listed_studies(
+        states=[one.value for one in state or ()], model=model, hardware=hardware, cursor=cursor, limit=limit
+    )
     rows, next_cursor = page_of(list(session.scalars(query)), limit)
     return StudyPage(items=[study_summary(row) for row in rows], next_cursor=next_cursor)
 
@@ -171,7 +174,7 @@ def _free_followers(parts: Parts) -> None:
 def list_events(
     study_id: str,
     session: ReadSession,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, lt=1 << 63)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 200,
 ) -> EventList:
     """What happened, oldest first; `after` is the last `seq` already seen."""
@@ -205,7 +208,9 @@ def list_artifacts(study_id: str, session: ReadSession) -> ArtifactList:
 
 
 @router.get("/{study_id}/front")
-def get_front(study_id: str, session: ReadSession, parts: TheParts, target: Annotated[int, Query(ge=0)] = 0) -> Any:
+def get_front(
+    study_id: str, session: ReadSession, parts: TheParts, target: Annotated[int, Query(ge=0, lt=1 << 31)] = 0
+) -> Any:
     """The Pareto front of one target, as the study computed it."""
     return JSONResponse(_published_json(session, parts, study_id, target, "front.json"))
 
@@ -216,7 +221,7 @@ def get_report(
     study_id: str,
     session: ReadSession,
     parts: TheParts,
-    target: Annotated[int, Query(ge=0)] = 0,
+    target: Annotated[int, Query(ge=0, lt=1 << 31)] = 0,
     format: Literal["json", "html"] = "json",
 ) -> Response:
     """The report of one target, as JSON or as one self-contained page."""

@@ -12,6 +12,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
@@ -19,6 +20,7 @@ import pytest
 import uvicorn
 
 from service.app import create_app
+from service.http_protocol import HttpProtocol
 from service.settings import Settings
 from service.store.database import Database
 from service.store.fleet import announce_worker
@@ -160,7 +162,8 @@ def announce_tiny_worker(settings: Settings, slugs: tuple[str, ...] = ("tiny-cpu
 @contextlib.contextmanager
 def serving(settings: Settings, messages: SentMessages) -> Iterator[httpx.Client]:
     app = create_app(settings, send=messages)
-    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="warning", ws="none"))
+    options: dict[str, Any] = {"http": HttpProtocol, "ws": "none"}
+    server = uvicorn.Server(uvicorn.Config(app, host=HOST, port=0, log_level="warning", **options))
     listener = socket.create_server((HOST, 0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
