@@ -13,6 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from service.blobs import BlobMissing, Blobs
 from service.dashboard.fleet import router as fleet
 from service.dashboard.pages import HERE, page
+from service.dashboard.questions import asked_of, evaluations_of, evaluator_words, is_solved
 from service.dashboard.results import Results, read_results
 from service.dependencies import ReadSession, TheParts
 from service.errors import Problem, not_found
@@ -88,10 +89,18 @@ def study_page(request: Request, study_id: str, session: ReadSession, parts: The
     )
     view = seen.view
     results = [_results(parts.blobs, artifacts, position) for position in range(len(view.spec["targets"]))]
+    asked = asked_of(session, parts, study_id)
+    evaluator = view.spec.get("evaluator")
     return page(
         request,
         "study.html",
         study=view,
+        goes_on=not view.is_terminal or any(not one.view.is_terminal for one in asked),
+        asked=asked,
+        solved=is_solved(view),
+        profiles=list(session.scalars(select(HardwareProfileRow.slug).order_by(HardwareProfileRow.slug))),
+        evaluations=evaluations_of(session, view, artifacts),
+        evaluator=evaluator_words(evaluator) if evaluator else "",
         model=session.get(ModelRow, view.model),
         dataset=session.get(DatasetRow, view.dataset) if view.dataset else None,
         targets=view.spec["targets"],

@@ -118,6 +118,13 @@ def list_allocations(
     return AllocationPage(items=[_view(session, parts, row) for row in rows], planned=planned, next_cursor=next_cursor)
 
 
+def recent_allocations(session: Session, parts: Parts, study_id: str, most: int) -> list[AllocationView]:
+    """The last allocations asked of a study, newest first."""
+    asked = select(AllocationRow).where(AllocationRow.study_id == study_id)
+    newest = asked.order_by(AllocationRow.created_at.desc(), AllocationRow.id.desc()).limit(most)
+    return [_view(session, parts, row) for row in session.scalars(newest)]
+
+
 def _ask(session: Session, parts: Parts, study_id: str, body: AllocationRequest) -> str:
     study = _study(session, study_id)
     position, place = _place(study, body)

@@ -12,6 +12,7 @@ import pytest
 import bitwright
 from tests.e2e.browsing import Watched, browser, needs_browser, watched
 from tests.e2e.running import Running, server, write_model
+from tests.workers.tiny_stages import PRINTED
 
 __all__ = ["browser", "watched"]
 pytestmark = needs_browser
@@ -91,7 +92,8 @@ def test_the_budget_slider_shows_a_stored_allocation_at_once(
     page.locator("#find").fill("")
     page.locator("#order").select_option("sensitivity")
     assert page.text_content("#layers tbody tr:first-child td") == HOSTILE, "the most sensitive layer first"
-    assert len([one for one in watched.addresses[asked:] if "/data/" in one or "/v1/" in one]) == 0
+    own = [one for one in watched.addresses[asked:] if not one.endswith("/log")]  # what stages printed is followed
+    assert len([one for one in own if "/data/" in one or "/v1/" in one]) == 0
     watched.must_be_clean(running.url)
 
 
@@ -118,6 +120,90 @@ def test_the_list_filters_follows_states_and_opens_a_comparison(
     assert page.text_content("#difference") == "All 3 layers get the same bits."
     page.goto(f"{running.url}/?name=no%20such%20name")
     assert page.text_content(".empty") == "No study matches."
+    watched.must_be_clean(running.url)
+
+
+def test_what_a_stage_prints_is_followed_and_stays(running: Running, watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    until = tmp_path / "go on"
+    study = submitted(running, tmp_path / "net.onnx", kind="scan", how="print", until=str(until))
+    page.goto(f"{running.url}/studies/{study}")
+    lines = page.locator("#printed-lines")
+    lines.get_by_text(PRINTED[-1]).wait_for()
+    shown = lines.text_content() or ""
+    assert "a warning of a library" in shown, "without a terminal's colours"
+    assert str(running.data_folder) not in shown
+    assert page.locator("#printed-lines *").count() == 0, "text, whatever it says"
+    assert page.locator("#printed-stage").input_value() == "scan, target 1"
+    page.locator("#printed-stage").select_option("check")
+    assert "check is done" in (lines.text_content() or "")
+    until.touch()
+    page.wait_for_selector("main[data-settled=true]")
+    page.reload()
+    page.locator("#printed summary").click()
+    page.locator("#printed-stage").select_option("scan, target 1")
+    assert "scan is done" in (lines.text_content() or "")
+    watched.must_be_clean(running.url)
+
+
+def test_another_budget_is_asked_for_and_shown(running: Running, watched: Watched, tmp_path: Path) -> None:
+    page = watched.page
+    study = submitted(running, tmp_path / "net.onnx")
+    page.goto(f"{running.url}/studies/{study}")
+    page.wait_for_selector("main[data-drawn=true]")
+    page.wait_for_selector("main[data-settled=true]")
+    page.locator("#ask button").click()
+    assert page.text_content("#ask [role=alert]") == "Give at least one budget."
+    page.locator("#ask [name=latency_ms]").fill("fast")
+    page.locator("#ask button").click()
+    page.wait_for_selector("#ask [name=latency_ms][aria-invalid=true]")
+    page.locator("#budget").fill("7")
+    page.locator("#ask-this").click()
+    assert page.locator("#ask [name=latency_ms]").input_value() == "2.401", "where the slider stands"
+    page.locator("#ask button").click()
+    rows = page.locator("#asked tbody tr")
+    page.wait_for_selector("#asked tbody tr")
+    assert "looked up" in (rows.first.text_content() or "")
+    assert "1 × w4a8" in (rows.first.text_content() or "")
+    page.wait_for_selector("#bits-of:has-text('asked for')")
+    assert page.text_content("#layers tbody tr:nth-child(2) .chip") == "w8a8"
+    page.locator("#ask [name=exact]").check()
+    page.locator("#ask button").click()
+    page.wait_for_selector("#asked tbody tr .state:has-text('solved')")
+    assert rows.count() == 2
+    page.reload()
+    page.wait_for_selector("main[data-drawn=true]")
+    page.locator("#asked button[data-show]").first.click()
+    page.wait_for_selector("#bits-of:has-text('asked for')")
+    refused = [one for one in watched.complaints if "422" not in one]  # Chromium reports the refusal itself
+    assert refused == []
+
+
+def test_own_results_are_posted_where_the_study_waits_for_them(
+    running: Running, watched: Watched, tmp_path: Path
+) -> None:
+    with bitwright.Client(running.url) as client:
+        study = client.submit(
+            write_model(tmp_path / "net.onnx"), hardware="tiny-cpu", budgets={"latency_ms": "0.6x"},
+            evaluator={"metric": HOSTILE[:40]},
+        ).id  # fmt: skip
+    page = watched.page
+    page.goto(f"{running.url}/studies/{study}")
+    page.wait_for_selector("#evaluate-0")
+    assert page.locator("#evaluate-0 a[download]").all_text_contents() == ["finalist_0.onnx", "finalist_1.onnx"]
+    fields = page.locator("#evaluate-0 input")
+    fields.nth(0).fill("much")
+    page.locator("#evaluate-0 button").click()
+    assert page.text_content("#evaluate-0 [role=alert]") == "“much” is not a number."
+    fields.nth(0).fill("0.5")
+    page.locator("#evaluate-0 button").click()
+    page.wait_for_selector("#evaluate-0 p:has-text('1 of 2 missing')")
+    assert fields.nth(0).input_value() == "0.5"
+    fields.nth(1).fill("0,75")
+    page.locator("#evaluate-0 button").click()
+    page.wait_for_selector("#verdicts .sentence:has-text('mixed is chosen.')")
+    page.wait_for_selector("main[data-settled=true]")
+    assert page.locator("#evaluate-0").count() == 0
     watched.must_be_clean(running.url)
 
 

@@ -226,7 +226,8 @@ def verdict(spec: dict[str, Any], folder: Path, progress: Progress) -> dict[str,
     metric = spec["evaluator"]["metric"]
     best = max(spec["evaluations"], key=lambda each: each["metrics"][metric])
     found = {"hardware": target["hardware"], "verdict": "chosen", "chosen": best["finalist"]}
-    return result(folder, {"report.json": {"schema_version": 1}}, verdicts=[found])
+    report = {"schema_version": 1, "loss": {"unit": "nats"}, "targets": [document(found["hardware"], best["finalist"])]}
+    return result(folder, {"report.json": report}, verdicts=[{**found, "sentence": f"{best['finalist']} is chosen."}])
 
 
 FRONT = [

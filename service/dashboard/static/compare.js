@@ -48,11 +48,11 @@ function drawBits(all, names) {
   const levels = [...new Set(bits.flatMap((one) => [...one.values()]))].sort((one, other) => weightBits(one) - weightBits(other));
   at("bits").style.height = `${90 + 34 * all.length}px`;
   draw(at("bits"), (colours) => ({
-    grid: { left: 224, right: 8, top: 34, bottom: 12, containLabel: false },
+    grid: { left: Math.min(224, 0.34 * at("bits").clientWidth), right: 8, top: 34, bottom: 12, containLabel: false },
     tooltip: { trigger: "item", formatter: ({ data }) => `${inert(names[data[0]])}\n${inert(all[data[1]].name)}\n${levels[data[2]]}` },
     visualMap: { type: "piecewise", orient: "horizontal", left: 0, top: 0, textStyle: { color: colours.soft }, pieces: levels.map((precision, index) => ({ value: index, label: precision, color: bitColour(precision) })) },
     xAxis: { type: "category", data: names, axisLabel: { show: false } },
-    yAxis: { type: "category", inverse: true, data: all.map(({ name }) => inert(name)), axisLabel: { width: 210, overflow: "truncate" } },
+    yAxis: { type: "category", inverse: true, data: all.map(({ name }) => inert(name)), axisLabel: { width: Math.min(210, 0.32 * at("bits").clientWidth), overflow: "truncate" } },
     series: [{ type: "heatmap", itemStyle: { borderColor: colours.paper, borderWidth: names.length > 200 ? 0 : 1 }, data: bits.flatMap((one, row) => names.flatMap((name, column) => (one.has(name) ? [[column, row, levels.indexOf(one.get(name))]] : []))) }],
   }), { canvas: names.length > 300 });
   return bits;

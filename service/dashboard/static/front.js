@@ -56,7 +56,7 @@ export function drawFront(place, target, explored) {
     if (explored) series.push({ name: "explored", type: "scatter", symbol: "circle", symbolSize: 20, itemStyle: { color: "transparent", borderColor: colours.ink, borderWidth: 2 }, z: 7, silent: true, data: [[explored.cost, Math.max(explored.loss, lowest)]] });
     return {
       legend: { data: series.filter((one) => one.type !== "custom" && one.name !== "explored" && one.data.length).map((one) => one.name) },
-      grid: { left: 74, right: 18, top: 48, bottom: 52, containLabel: false },
+      grid: { left: 74, right: 18, top: place.clientWidth < 560 ? 76 : 48, bottom: 52, containLabel: false },
       tooltip: { trigger: "item", formatter: (hover) => tip(target, hover) },
       xAxis: { type: "value", min: least, max: most, name: isTimed(target) ? "latency, ms (line predicted, marks measured)" : "bytes on disk", nameLocation: "middle", nameGap: 30, axisLabel: { showMinLabel: false, showMaxLabel: false, formatter: (value) => (isTimed(target) ? number(value) : bytes(value)) } },
       yAxis: { type: "log", min: lowest, max: highest, name: `loss, ${target.unit}`, nameLocation: "middle", nameGap: 58, axisLabel: { formatter: power } },

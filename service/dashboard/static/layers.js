@@ -3,6 +3,7 @@ import { bytes, element, number } from "./live.js";
 import { bitColour, draw, inert, weightBits } from "./charts.js";
 
 const MANY = 90;
+const NAME_PX = 26;
 const at = (name) => document.getElementById(name);
 const byCode = (target, code) => target.palette[CODES.indexOf(code)];
 export const CODES = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -36,11 +37,12 @@ export function drawBits(place, target, codes) {
   const worst = sensitivities(target);
   const top = Math.max(1e-300, ...worst);
   const many = names.length > MANY;
+  const named = !many && names.length * NAME_PX <= place.clientWidth;
   return draw(place, (colours) => ({
-    grid: { left: 52, right: 8, top: 36, bottom: many ? 44 : names.length <= 40 ? 78 : 12, containLabel: false },
+    grid: { left: 52, right: 8, top: 36, bottom: many ? 44 : named ? 78 : 12, containLabel: false },
     tooltip: { trigger: "item", formatter: ({ dataIndex }) => `${inert(names[dataIndex])}\n${byCode(target, codes[dataIndex])}, ${target.layers.kind[dataIndex]}\nat its lowest precision the loss grows by ${number(worst[dataIndex])}` },
     visualMap: { type: "continuous", dimension: 2, min: 0, max: 1, calculable: false, orient: "horizontal", right: 0, top: 0, itemWidth: 11, itemHeight: 110, text: ["sensitive", "robust"], textStyle: { color: colours.soft }, inRange: { color: colours.dark ? ["#27405c", "#4a86c5", "#a7d3ff"] : ["#c9ddf3", "#5b95d4", "#123f77"] } },
-    xAxis: { type: "category", data: names, axisLabel: { show: !many && names.length <= 40, rotate: 38, fontSize: 10, interval: 0, width: 110, overflow: "truncate", formatter: (name) => inert(name).slice(-26) } },
+    xAxis: { type: "category", data: names, axisLabel: { show: named, rotate: 38, fontSize: 10, interval: 0, width: 110, overflow: "truncate", formatter: (name) => inert(name).slice(-26) } },
     yAxis: { type: "value", min: 0, max: 5, interval: 1, name: "weight bits", nameLocation: "middle", nameGap: 34, axisLabel: { formatter: (value) => (value ? 2 ** value : "") } },
     dataZoom: many ? [{ type: "inside", filterMode: "none" }, { type: "slider", height: 16, bottom: 6, filterMode: "none", borderColor: colours.line, textStyle: { color: colours.faint, fontSize: 9 }, labelFormatter: (index) => String(index + 1) }] : [],
     series: [{ type: "bar", barCategoryGap: "18%", data: [...codes].map((code, index) => [index, Math.log2(weightBits(byCode(target, code))), Math.sqrt(worst[index] / top)]), encode: { x: 0, y: 1 } }],

@@ -71,6 +71,22 @@ function tick() {
   }
 }
 
+// What a reader has typed, or marked, and where the cursor is, in a part of the page that is about to be replaced.
+function entered(part) {
+  const inputs = [...part.querySelectorAll("input[name], select[name]")].filter((one) => one.type !== "checkbox" && one.value !== one.defaultValue);
+  const marked = [...part.querySelectorAll("input:checked")].map((one) => one.value);
+  const focused = part.contains(document.activeElement) ? document.activeElement.name : null;
+  return (fresh) => {
+    const form = (one) => (one.form?.id ? `#${CSS.escape(one.form.id)} ` : "");
+    for (const one of inputs) {
+      const place = fresh.querySelector(`${form(one)}[name="${CSS.escape(one.name)}"]`);
+      if (place) place.value = one.value;
+    }
+    for (const box of fresh.querySelectorAll("input[type=checkbox]")) box.checked = marked.includes(box.value);
+    if (focused) fresh.querySelector(`[name="${CSS.escape(focused)}"]`)?.focus();
+  };
+}
+
 // The new page is parsed without running anything of it; parts that are equal stay untouched, with focus and scroll.
 function takeOver(text) {
   const next = new DOMParser().parseFromString(text, "text/html");
@@ -79,18 +95,23 @@ function takeOver(text) {
     const fresh = next.getElementById(old.id);
     if (!fresh || fresh.isEqualNode(old)) continue;
     const atEnd = old.scrollTop + old.clientHeight >= old.scrollHeight - 4;
-    const marked = [...old.querySelectorAll("input:checked")].map((one) => one.value);
+    const enter = entered(old);
     const taken = document.adoptNode(fresh);
     old.replaceWith(taken);
-    for (const box of taken.querySelectorAll("input[type=checkbox]")) box.checked = marked.includes(box.value);
+    enter(taken);
     if (atEnd) taken.scrollTop = taken.scrollHeight;
   }
-  if (!next.querySelector("main")?.hasAttribute("data-poll")) main.removeAttribute("data-poll");
+  main.toggleAttribute("data-poll", next.querySelector("main")?.hasAttribute("data-poll") ?? false);
   tick();
   document.dispatchEvent(new CustomEvent("live"));
 }
 
+let following = false;
+
 async function follow() {
+  if (following) return;
+  following = true;
+  main.removeAttribute("data-settled");
   let etag = null;
   let pause = FIRST_MS;
   while (main.hasAttribute("data-poll")) {
@@ -104,7 +125,7 @@ async function follow() {
         pause = FIRST_MS;
         takeOver(await answer.text());
       } else if (answer.status === 404) {
-        return;
+        break;
       } else {
         pause = Math.min(pause * 1.25, LONGEST_MS); // 304, or a server in trouble
       }
@@ -113,7 +134,15 @@ async function follow() {
       pause = Math.min(pause * 1.5, LONGEST_MS);
     }
   }
+  following = false;
   main.setAttribute("data-settled", "true");
+}
+
+// After something was asked of the server: the page as it is now, and again while it goes on.
+export async function refresh() {
+  const answer = await fetch(location.href, { cache: "no-store" });
+  if (answer.ok) takeOver(await answer.text());
+  follow();
 }
 
 document.addEventListener("click", async (event) => {

@@ -2,11 +2,12 @@
 import { bytes, element, number } from "./live.js";
 import { bitColour, draw, extent, inert, whiskers } from "./charts.js";
 import { chosenOf, costWords, drawFront, isTimed, lossOf } from "./front.js";
-import { drawBits, layerTable, mixOf, sizeOf } from "./layers.js";
+import { CODES, drawBits, layerTable, mixOf, sizeOf } from "./layers.js";
 
 const main = document.querySelector("main");
 const at = (name) => document.getElementById(name);
 let shownTarget = null;
+let showAllocation = null;
 
 function showAssemblies(target) {
   const chosen = chosenOf(target);
@@ -53,7 +54,7 @@ function showMix(target, codes) {
 }
 
 // The slider walks the stored front; every step is an allocation that was solved already.
-function explore(target, showLayers) {
+function explore(target, showLayers, targetIndex) {
   const slider = at("budget");
   const chosen = chosenOf(target);
   const sizeBudget = target.budgets.find((one) => one.resource === "size_bytes")?.limit;
@@ -65,7 +66,7 @@ function explore(target, showLayers) {
     at("explored").replaceChildren(...rows.flatMap(([name, text]) => [element("dt", { text: name }), element("dd", { text })]));
   }
 
-  function showPoint(point) {
+  function showPoint(point, words = `explored: ≤ ${costWords(target, point.cost)}`) {
     const size = sizeOf(target, point.codes);
     const changed = [...point.codes].filter((code, index) => code !== chosenCodes[index]).length;
     at("budget-value").textContent = `≤ ${costWords(target, point.cost)}`;
@@ -75,8 +76,18 @@ function explore(target, showLayers) {
     showLayers(point.codes);
     drawFront(at("front"), target, point);
     drawBits(at("bits"), target, point.codes);
-    at("bits-of").textContent = `explored: ≤ ${costWords(target, point.cost)}`;
+    at("bits-of").textContent = words;
     at("back").hidden = false;
+    at("ask-this").hidden = !at("ask");
+    at("ask-this").onclick = () => document.dispatchEvent(new CustomEvent("ask", { detail: { target: targetIndex, resource: isTimed(target) ? "latency_ms" : "size_bytes", limit: justAbove(point.cost) } }));
+  }
+
+  // An allocation that was asked for; of the front only where it comes from it.
+  function showAllocation({ precisions, predicted, surrogate_loss: loss }) {
+    const codes = target.layers.name.map((name) => codeOf(target, precisions[name] ?? "fp32")).join("");
+    const cost = (isTimed(target) ? predicted.latency_ms : predicted.size_bytes) ?? NaN;
+    slider.value = String(nearest(target, cost));
+    showPoint({ codes, cost, loss }, "asked for");
   }
 
   function showChosen() {
@@ -89,7 +100,7 @@ function explore(target, showLayers) {
     drawFront(at("front"), target, null);
     drawBits(at("bits"), target, chosenCodes);
     at("bits-of").textContent = chosen ? `chosen: ${chosen.name}` : "full precision: no allocation was chosen";
-    at("back").hidden = true;
+    at("back").hidden = at("ask-this").hidden = true;
   }
 
   slider.max = String(Math.max(0, target.front.length - 1));
@@ -101,6 +112,19 @@ function explore(target, showLayers) {
   };
   at("back").onclick = showChosen;
   showChosen();
+  return showAllocation;
+}
+
+// Costs come rounded to four digits: one more in the last is a budget that the point itself is within.
+function justAbove(cost) {
+  const step = 10 ** (Math.floor(Math.log10(cost)) - 3);
+  return Number(((Math.round(cost / step) + 1) * step).toPrecision(4));
+}
+
+// The character of a precision; one that the report does not speak of gets a new one.
+function codeOf(target, precision) {
+  if (!target.palette.includes(precision)) target.palette.push(precision);
+  return CODES[target.palette.indexOf(precision)];
 }
 
 function nearest(target, cost) {
@@ -122,13 +146,14 @@ function showUnquantized(target) {
 }
 
 async function showTarget(index) {
+  shownTarget = index;
   const answer = await fetch(`/studies/${encodeURIComponent(main.dataset.study)}/data/${index}`);
   if (!answer.ok) return;
   const target = await answer.json();
   target.front.sort((one, other) => one.cost - other.cost);
-  at("results").hidden = false;
+  at("results").hidden = at("details").hidden = false;
   at("fit").textContent = target.fit.sentence ?? "";
-  explore(target, layerTable(target));
+  showAllocation = explore(target, layerTable(target), index);
   showAssemblies(target);
   drawPredicted(target);
   showNumerics(target);
@@ -139,10 +164,15 @@ async function showTarget(index) {
 
 async function showResults() {
   if (shownTarget !== null || at("ready")?.dataset.results !== "true") return;
-  shownTarget = 0;
   await showTarget(0);
 }
 
 for (const tab of document.querySelectorAll("#tabs [role=tab]")) tab.addEventListener("click", () => showTarget(Number(tab.dataset.target)));
+document.addEventListener("allocation", async ({ detail }) => {
+  if (shownTarget === null) return;
+  if (shownTarget !== detail.position) await showTarget(detail.position);
+  showAllocation(detail.result);
+  at("front").scrollIntoView({ block: "center", behavior: "smooth" });
+});
 document.addEventListener("live", showResults);
 showResults();

@@ -1,9 +1,9 @@
 // The submit form: files by drop or choice, sent with their progress, then the study; errors at their field in words.
 import { bytes, ownHeaders, problemOf } from "./live.js";
+import { Refused, budgetsOf, doing, pointOf, postOnce } from "./forms.js";
 
 const form = document.getElementById("submit");
 const at = (name) => document.getElementById(name);
-const FIELD_OF = { hardware: "hardware", batch: "batch", threads: "threads", dims: "dims", seed: "seed", name: "name" };
 
 function fill(drop, files) {
   drop.files = [...files];
@@ -33,8 +33,6 @@ for (const drop of form?.querySelectorAll(".drop") ?? []) {
 
 // A file dropped beside the boxes would replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
-
-class Refused extends Error {}
 
 // XMLHttpRequest, because fetch does not tell how much of a body is sent.
 function send(address, body, bar) {
@@ -67,69 +65,30 @@ async function upload(drop, address) {
   return drop.dataset.id;
 }
 
-const limit = (text) => (text.endsWith("x") ? text : Number.isFinite(Number(text)) ? Number(text) : text);
-
 function goal(values) {
   if (values.get("goal") !== "budgets") {
     const name = values.get("goal");
     return { tolerance: { [name]: Number(values.get(name)) } };
   }
-  const named = ["latency_ms", "size_bytes", "peak_memory_bytes", "bops"];
-  return { budgets: Object.fromEntries(named.map((name) => [name, values.get(name).trim()]).filter(([, text]) => text).map(([name, text]) => [name, limit(text)])) };
+  return { budgets: budgetsOf(values) };
 }
 
-function dims(text) {
-  const pairs = text.split(",").map((one) => one.trim()).filter(Boolean);
-  return Object.fromEntries(pairs.map((pair) => {
-    const [name, value] = pair.split("=").map((one) => one.trim());
-    if (!name || !/^\d+$/.test(value ?? "")) throw new Refused(`“${pair}” is not name=number`);
-    return [name, Number(value)];
-  }));
-}
-
-function tell(text, fields = []) {
-  at("problem").hidden = !text;
-  at("problem").textContent = text;
-  for (const input of form.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
-  for (const name of fields) form.querySelector(`[name="${CSS.escape(name)}"]`)?.setAttribute("aria-invalid", "true");
-}
-
-async function start() {
+async function start(status) {
   const values = new FormData(form);
   const [model, dataset] = ["model", "dataset"].map((kind) => form.querySelector(`.drop[data-kind=${kind}]`));
   if (!model.files.length && !model.dataset.id) throw new Refused("Choose a model first: one ONNX file, with its external data files if it has any.");
   if (!values.getAll("hardware").length) throw new Refused("Choose the hardware the model is deployed to.");
-  const point = { batch: Number(values.get("batch")), threads: Number(values.get("threads")), dims: dims(values.get("dims")) };
+  const point = pointOf(values);
   const wanted = goal(values);
-  at("status").textContent = "Uploading…";
+  status.textContent = "Uploading…";
   const body = { model: await upload(model, "/v1/models"), dataset: await upload(dataset, "/v1/datasets"), seed: Number(values.get("seed")), name: values.get("name"), targets: values.getAll("hardware").map((hardware) => ({ hardware, operating_point: point, ...wanted })) };
-  at("status").textContent = "Submitting…";
-  form.dataset.key ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
-  const answer = await fetch("/v1/studies", { method: "POST", headers: { ...ownHeaders, "Content-Type": "application/json", "Idempotency-Key": form.dataset.key }, body: JSON.stringify(body) });
-  if (answer.ok) {
-    location.href = `/studies/${encodeURIComponent((await answer.json()).id)}`;
-    return;
-  }
-  delete form.dataset.key; // what was refused is changed before it is sent again
-  const problem = await problemOf(answer);
-  const fields = problem.errors.map((one) => one.pointer.split("/").pop()).map((name) => FIELD_OF[name] ?? name);
-  tell(problem.text, fields);
+  status.textContent = "Submitting…";
+  location.href = `/studies/${encodeURIComponent((await postOnce(form, "/v1/studies", body)).id)}`;
 }
 
-form?.addEventListener("submit", async (event) => {
+form?.addEventListener("submit", (event) => {
   event.preventDefault();
-  tell("");
-  at("go").disabled = true;
-  try {
-    await start();
-  } catch (error) {
-    if (error instanceof TypeError) tell("The server does not answer. Nothing is lost; try again.");
-    else if (error instanceof Refused) tell(error.message);
-    else throw error;
-  } finally {
-    at("go").disabled = false;
-    at("status").textContent = "";
-  }
+  doing(form, start);
 });
 
 for (const radio of form?.querySelectorAll("input[name=goal]") ?? []) {
