@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ COMPILERS = 8
 """Kernels compiled side by side."""
 STATIC_SHARED_LIMIT = 48 * 1024
 """Dynamic shared memory a kernel may use without asking."""
+_MAP_BYTES, _MAP_ALIGNMENT = 128, 64
 _MICROSECONDS_PER_MILLISECOND = 1_000.0
 _OUT_OF_MEMORY = ("out of memory", "OUT_OF_MEMORY")
 _LOST = (
@@ -170,22 +172,36 @@ class DriverCudaDevice:
 
 
 def _encoded(matrix: TensorMapOf) -> Any:
-    """The driver's 128-byte tensor map of a matrix of bytes, swizzled over 128 bytes, zero outside."""
+    """The driver's 128-byte tensor map of a matrix of bytes, swizzled over 128 bytes, zero outside.
+
+    The driver writes it to a multiple of 64 only, which the bindings' own objects are by chance: so it is asked itself.
+    """
     from cuda.bindings import driver
 
-    words = driver.cuuint64_t, driver.cuuint32_t
-    made = _checked(
-        driver.cuTensorMapEncodeTiled(
-            driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, matrix.address,
-            [words[0](matrix.columns), words[0](matrix.rows)], [words[0](matrix.pitch)],
-            [words[1](matrix.box_columns), words[1](matrix.box_rows)], [words[1](1), words[1](1)],
-            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-        )
-    )  # fmt: skip
-    return (ctypes.c_uint64 * 16)(*[int(word) for word in made.opaque])
+    words, halves = ctypes.c_uint64, ctypes.c_uint32
+    room = (ctypes.c_uint8 * (_MAP_BYTES + _MAP_ALIGNMENT))()
+    made = (words * 16).from_buffer(room, -ctypes.addressof(room) % _MAP_ALIGNMENT)
+    status = _libcuda().cuTensorMapEncodeTiled(
+        ctypes.byref(made),
+        int(driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_UINT8),
+        halves(2),
+        ctypes.c_void_p(matrix.address),
+        (words * 2)(matrix.columns, matrix.rows),
+        (words * 1)(matrix.pitch),
+        (halves * 2)(matrix.box_columns, matrix.box_rows),
+        (halves * 2)(1, 1),
+        int(driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
+        int(driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B),
+        int(driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
+        int(driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+    )
+    _checked((driver.CUresult(status),))
+    return made
+
+
+@cache
+def _libcuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
 
 
 def _checked(answer: tuple[Any, ...]) -> Any:
