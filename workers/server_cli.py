@@ -26,6 +26,7 @@ from service.store.database import Database
 from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
 from workers import health_cli, keys_cli, measure_cli, store_cli
+from workers.cli_errors import ServerCommands, refuse_taken_port
 from workers.hardware import Announcement, Presence, has_gpu, probe_profiles, queues_for, wanted_hardware
 from workers.liveness import Watchdog
 from workers.patience import patiently
@@ -33,7 +34,7 @@ from workers.processes import ManagedProcess, end_all
 from workers.reaper import Reaper, run_reaper
 from workers.sandbox import SandboxUnavailable, hide_environment
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+app = typer.Typer(cls=ServerCommands, no_args_is_help=True, add_completion=False, help=__doc__)
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(health_cli.app, name="health")
 app.add_typer(store_cli.app)
@@ -211,6 +212,7 @@ def up(
     settings = _settings(data_folder, stages, host=host, port=port)
     configure_logging(settings, "up")
     _refuse_open_bind(settings)
+    refuse_taken_port(settings.host, settings.port)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
     database = Database(settings.resolved_database_url)
     patiently(lambda: migrate_database(database), limit_s=MIGRATE_PATIENCE_S)
