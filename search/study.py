@@ -97,17 +97,18 @@ def parse_study(data: Mapping[str, Any]) -> Study:
         raise BadSubmission(
             f"unknown options {unknown}", hint=f"options are {', '.join(sorted(known))}", code="bad_study"
         )
-    pins = dict(options.get("pins", {}))
-    offered = tuple(options.get("precisions", ()))
-    for name in {*pins.values(), *offered}:
+    pins = _mapping("pins", options.get("pins"))
+    offered = _names("precisions", options.get("precisions"), ())
+    for name in {*_names("pins", list(pins.values()), ()), *offered}:
         Precision(name)  # raises UnsupportedPrecision with the values
+    losses = _mapping("losses", options.get("losses"))
     return Study(
         targets=tuple(_parse_target(target) for target in targets),
         seed=_whole_number("seed", data.get("seed", 0), least=0),
-        metrics=tuple(options.get("metrics", DEFAULT_METRICS)),
+        metrics=_names("metrics", options.get("metrics"), DEFAULT_METRICS),
         pins=pins,
         precisions=offered,
-        losses=dict(options.get("losses", {})),
+        losses={name: _mapping(f"losses of {name!r}", each) for name, each in losses.items()},
         scan_samples=_whole_number("scan_samples", options.get("scan_samples", 256), least=8),
         front_points=_whole_number("front_points", options.get("front_points", 24), least=2),
         solver=options.get("solver", "cbc"),
@@ -119,7 +120,7 @@ def parse_study(data: Mapping[str, Any]) -> Study:
 def _parse_target(data: Any) -> Target:
     if not isinstance(data, Mapping) or not isinstance(data.get("hardware"), str):
         raise BadSubmission(f"target {data!r} names no hardware", hint='add "hardware": "cpu-local"', code="bad_study")
-    budgets = data.get("budgets") or {}
+    budgets = _mapping("budgets", data.get("budgets"))
     tolerance = data.get("tolerance")
     if budgets and tolerance:
         raise BadSubmission(
@@ -140,7 +141,7 @@ def _parse_point(data: Mapping[str, Any]) -> OperatingPoint:
             hint="it has batch, threads and dims",
             code="bad_operating_point",
         )
-    dims = data.get("dims") or {}
+    dims = _mapping("dims", data.get("dims"))
     return OperatingPoint(
         batch=_whole_number("batch", data.get("batch", 1), least=1),
         threads=_whole_number("threads", data.get("threads", 1), least=1),
@@ -175,6 +176,19 @@ def _parse_tolerance(data: Any) -> Tolerance:
         hint='write {"accuracy_drop": 0.005} or {"loss": 0.01}',
         code="bad_study",
     )
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise BadSubmission(f"{name} = {value!r} is not an object", hint="write names with values", code="bad_study")
+    return dict(value or {})
+
+
+def _names(name: str, value: Any, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """Names as given; none given mean the usual ones."""
+    if value is not None and not (isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)):
+        raise BadSubmission(f"{name} = {value!r} are not names", hint='write a list, as ["w8a8"]', code="bad_study")
+    return tuple(value or usual)
 
 
 def _yes_or_no(name: str, value: Any) -> bool:

@@ -175,6 +175,8 @@ def _timed(
     if bench.backend is None:
         return list(evaluated), resolved
     names = [item.plan.name for item in evaluated if item.discarded is None]
+    if not names:
+        return list(evaluated), resolved
     timings = bench.time(names, progress)
     for budget in target.budgets:
         if budget.resource == "latency_ms" and budget.times is not None and "fp32" in timings:
