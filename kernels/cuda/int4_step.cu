@@ -6,6 +6,11 @@
 // codes. So the machine code of the loop, four steps at a time, is loads, unpacking and products: what a path costs
 // before tiling spreads it. On a device its time compares the int8 path with an emulated mma.s4. `steps` is a multiple
 // of 4.
+//
+// A step of W4A8 on most architectures     and on sm_103a, whose int8 products are cut down
+//   6 unpacking + 1..4 moving                the same, and 4 or 5 UIADD3 around every IMMA, which copy its four sums:
+//   2 IMMA                                   7 more a step on average. They come with the instruction, not with the
+//                                            unpacking: gemm_s8 has 163 of them for 32 IMMA there, and 9 on sm_100a.
 
 #include "int4.cuh"
 
