@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from celery import Celery
 from kombu.exceptions import ChannelError
 from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from service.lifecycle import StageState
 from service.queue.celery_settings import RUN_STAGE
-from service.store.database import Database, database_now
+from service.store.database import Database, database_now, is_outage, is_statement_timeout
 from service.store.models import StageRow
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,23 @@ def publish_due(database: Database, send: Sender, *, resend_s: float) -> int:
     if empty := [queue for queue in queues if _is_empty(send, queue)]:
         sent += _announce(database, send, late & StageRow.queue.in_(empty), resend_s)
     return sent + _announce(database, send, StageRow.published_at.is_(None), resend_s)
+
+
+@contextmanager
+def left_to_the_reaper() -> Iterator[None]:
+    """For work behind an answer that was sent: a database that is away now is no error of that request."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        if not (is_outage(error) or is_statement_timeout(error)):
+            raise
+        log.warning("announcing is left to the reaper: %s", str(error).partition("\n")[0][:300])
+
+
+def publish_behind_answer(database: Database, send: Sender, *, resend_s: float) -> None:
+    """`publish_due` as a background task; what it does not get done the reaper does in its next round."""
+    with left_to_the_reaper():
+        publish_due(database, send, resend_s=resend_s)
 
 
 def _due() -> tuple[ColumnElement[bool], ...]:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.dependencies import ReadSession, TheParts
 from service.errors import FieldError, Problem, not_found
 from service.lifecycle import StageState
-from service.queue.outbox import publish_due
+from service.queue.outbox import publish_behind_answer
 from service.store.models import EvaluationRow, StageRow, StudyRow
 from service.store.stages import advance, count_down
 from service.store.studies import lock_study, now, record, settle
@@ -28,7 +28,7 @@ def post_evaluations(study_id: str, body: EvaluationRequest, parts: TheParts, af
     """
     with parts.database.write() as session:
         view = _enter(session, study_id, body)
-    after.add_task(publish_due, parts.database, parts.send, resend_s=parts.settings.resend_s)
+    after.add_task(publish_behind_answer, parts.database, parts.send, resend_s=parts.settings.resend_s)
     return view
 
 

@@ -18,7 +18,7 @@ from service.dependencies import Parts, ReadSession, TheParts
 from service.errors import Problem, not_found
 from service.lifecycle import StudyState
 from service.paging import DEFAULT_LIMIT, MAX_LIMIT, page_of
-from service.queue.outbox import publish_due
+from service.queue.outbox import left_to_the_reaper, publish_behind_answer, publish_due
 from service.store.models import ArtifactRow, EventRow, StudyRow
 from service.store.stages import wake_followers
 from service.store.studies import request_cancel
@@ -105,7 +105,7 @@ def _made(parts: Parts, response: Response, after: BackgroundTasks, study_id: st
     response.status_code = 201 if created else 200
     response.headers["Location"] = f"/v1/studies/{study_id}"
     response.headers["ETag"] = seen.etag
-    after.add_task(publish_due, parts.database, parts.send, resend_s=parts.settings.resend_s)
+    after.add_task(publish_behind_answer, parts.database, parts.send, resend_s=parts.settings.resend_s)
     return seen.view
 
 
@@ -166,8 +166,9 @@ def cancel_study(study_id: str, parts: TheParts, after: BackgroundTasks) -> Stud
 
 def _free_followers(parts: Parts) -> None:
     """Other studies go on with what this one no longer does."""
-    if wake_followers(parts.database):
-        publish_due(parts.database, parts.send, resend_s=parts.settings.resend_s)
+    with left_to_the_reaper():
+        if wake_followers(parts.database):
+            publish_due(parts.database, parts.send, resend_s=parts.settings.resend_s)
 
 
 @router.get("/{study_id}/events")
