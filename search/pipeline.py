@@ -37,7 +37,6 @@ from search.scanning import (
     scan_sources,
     simulator_of,
     split_data,
-    study_data,
 )
 from search.sensitivity.requested import scan_metrics
 from search.study import Target, parse_study, require_goals
@@ -53,7 +52,7 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Model, data and request are read and fit together; a few samples tell what the outputs mean."""
     folder, study = StudyFolder(path), parse_study(spec)
     graph = folder.graph()
-    data = study_data(folder, graph, study)
+    data, _ = split_data(folder, graph, study)
     for target in study.targets:
         recipes_for(graph, folder.profile(target.hardware), study.precisions)
         operating_shapes(graph, target.point)

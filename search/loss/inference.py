@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,7 @@ def infer_losses(
         raise BadSubmission(
             f"what {', '.join(unclear)} means is unclear", hint=f"for each, {HINT}", code="output_kind_unclear"
         )
+    _check_finite(losses, reference_outputs)
     if not losses:
         raise BadSubmission("no output is left to score", hint=HINT, code="output_kind_unclear")
     return ModelLoss(tuple(losses), tuple(notes))
@@ -95,6 +96,16 @@ def infer_losses(
 def _answered(name: str, values: Array, labels: Array | None) -> OutputLoss | None:
     axis = None if labels is None else answered_axis(values, labels)
     return None if axis is None else OutputLoss(name, LossKind.SOFTMAX_KL, axis)
+
+
+def _check_finite(losses: Sequence[OutputLoss], outputs: Arrays) -> None:
+    broken = [loss.output for loss in losses if not np.isfinite(outputs[loss.output]).all()]
+    if broken:
+        raise BadSubmission(
+            f"the model itself answers NaN or infinity on these samples, at output(s) {', '.join(broken)}",
+            hint="check how the samples were preprocessed, and that no sample is padding alone",
+            code="outputs_not_finite",
+        )
 
 
 def _fed_by_layers(graph: Graph) -> set[str]:
@@ -160,7 +171,7 @@ def _inferred(graph: Graph, name: str, values: Array) -> OutputLoss | None:
         axis = int(node.attributes.get("axis", -1 if graph.opset >= 13 else 1))
         if axis % values.ndim:
             return OutputLoss(name, LossKind.SOFTMAX_KL, axis, node.op_type == "Softmax", _mask(graph, values, axis))
-    if node is not None and node.op_type == "Sigmoid" and values.ndim == 2:
+    if node is not None and node.op_type == "Sigmoid" and values.ndim in (1, 2):
         return OutputLoss(name, LossKind.SIGMOID_KL, -1, True)
     if values.ndim >= 2 and values.shape[-1] > 1 and _sums_to_one(values):
         return OutputLoss(name, LossKind.SOFTMAX_KL, -1, True, _mask(graph, values, -1))

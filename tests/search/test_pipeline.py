@@ -223,6 +223,14 @@ def test_model_that_nothing_can_quantize_is_refused_at_once_with_its_reasons(tmp
     )
 
 
+def test_data_that_cannot_be_split_is_refused_at_once(tmp_path: Path) -> None:
+    onnx.save(small_cnn().model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "dataset.npz", **images(32), groups=np.arange(32) % 2)
+    with pytest.raises(BadSubmission) as refused:
+        STAGES["check"](spec(BUDGETS), tmp_path, QUIET)
+    assert refused.value.code == "dataset_too_few_groups"
+
+
 def test_tolerance_of_accuracy_with_labels_that_do_not_fit_is_refused_at_once(tmp_path: Path) -> None:
     onnx.save(small_cnn().model, tmp_path / "model.onnx")
     np.savez(tmp_path / "dataset.npz", **images(32), labels=np.zeros((32, 7), np.int64))

@@ -276,6 +276,20 @@ def test_outputs_that_compare_samples_are_left_out() -> None:
     assert [each.output for each in loss.outputs] == ["y"]
 
 
+def test_one_probability_per_sample_is_yes_or_no() -> None:
+    loss = inferred(graph_of(("Sigmoid", "x", "y")), expit(LOGITS[:, 0]))
+    assert (loss.kind, loss.probabilities) == (LossKind.SIGMOID_KL, True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_that_answers_no_numbers_is_refused(value: float) -> None:
+    broken = LOGITS.copy()
+    broken[3, 1] = value
+    with pytest.raises(BadSubmission, match="NaN or infinity") as caught:
+        inferred(graph_of(("Gemm", "x", "y")), broken)
+    assert caught.value.code == "outputs_not_finite"
+
+
 def test_padding_is_masked_in_declared_losses_too() -> None:
     graph = graph_of(("Tanh", "x", "y"), inputs=(TensorInfo("attention_mask", np.dtype(np.int64), ("n", "t")),))
     tokens = RNG.normal(size=(4, 6, 9)).astype(np.float32)
