@@ -50,4 +50,7 @@ def test_an_upgrade_keeps_every_row(empty_database: str) -> None:
     with database.write() as session:
         if database.is_sqlite:
             assert session.execute(text("PRAGMA foreign_keys")).scalar_one() == 1, "constraints hold again"
+        session.execute(text("INSERT INTO study_targets (study_id, position, hardware) VALUES ('study_1', 1, 'old')"))
+        at = session.execute(text("SELECT created_at FROM study_targets WHERE hardware = 'old'")).scalar_one()
+        assert at > 1.0, "an API of the version before goes on entering studies"
     database.close()

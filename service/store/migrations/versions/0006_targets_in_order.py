@@ -11,6 +11,13 @@ branch_labels = None
 depends_on = None
 
 
+# The version before goes on entering studies until it is replaced, and does not know the column.
+NOW = {
+    "sqlite": "((julianday('now')-2440587.5)*86400.0)",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS double precision)",
+}
+
+
 def upgrade() -> None:
     with op.batch_alter_table("study_targets") as batch:
         batch.drop_index("ix_study_targets_hardware")
@@ -20,7 +27,7 @@ def upgrade() -> None:
         " (SELECT studies.created_at FROM studies WHERE studies.id = study_targets.study_id)"
     )
     with op.batch_alter_table("study_targets") as batch:
-        batch.alter_column("created_at", server_default=None)
+        batch.alter_column("created_at", server_default=sa.text(NOW[op.get_bind().dialect.name]))
         batch.create_index("ix_study_targets_hardware_created", ["hardware", "created_at", "study_id"])
 
 
