@@ -60,6 +60,7 @@ class Workbench:
         self.models: dict[str, LoadedModel] = {}
         self.chunk = chunk_size(self.costs.graph, self.splits.select)
         self._reference: dict[int, Arrays] = {}
+        self._submitted: set[tuple[str, str | None]] = set()
         self._simulated: dict[int, Arrays] = {}
 
     def assembly(self, plan: PlannedAssembly) -> Assembly:
@@ -105,7 +106,10 @@ class Workbench:
         return make(assembly)
 
     def _audited(self, bundle: Bundle, assembly: Assembly) -> str | None:
-        """Why what runs is not what was exported; None when it is."""
+        """Why what runs is not what was exported; None when it is.
+
+        What the submitted file's own quantizers do badly, in layers that are not ours to decide, is its own affair.
+        """
         audit = audit_model(
             bundle.model,
             self.target.point.threads,
@@ -114,7 +118,12 @@ class Workbench:
             graph=self.costs.graph,
             runtime=self.costs.profile.runtime,
         )
-        return None if audit.ok else "; ".join(finding.sentence for finding in audit.findings)
+        decided = set(self._layers())
+        own = {(finding.code, finding.layer) for finding in audit.findings if finding.layer not in decided}
+        if not assembly.candidates:
+            self._submitted = own
+        found = [each for each in audit.findings if (each.code, each.layer) not in own & self._submitted]
+        return "; ".join(finding.sentence for finding in found) or None
 
     def _runner(self, plan: PlannedAssembly) -> Callable[[Arrays], Arrays]:
         """The built plan on its device, or simulated where that is not at hand."""

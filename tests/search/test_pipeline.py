@@ -139,6 +139,44 @@ def test_assembly_that_fails_the_audit_is_discarded_with_its_reason(
     assert report["targets"][0]["verdict"]["chosen"] != "uniform w8a8"
 
 
+def test_what_the_submitted_quantizers_do_badly_discards_nothing(tmp_path: Path) -> None:
+    """Its own 8-bit convolution runs in float, since nothing quantizes its output; the product behind is ours."""
+    b = Builder(0)
+    b.constant("s", np.float32(0.03))
+    b.constant("z", np.uint8(128))
+    b.constant("codes", b.random.integers(-127, 127, (16, 3, 3, 3)).astype(np.int8))
+    b.constant("ws", np.full(16, 0.01, np.float32))
+    b.constant("wz", np.zeros(16, np.int8))
+    pair = b.node("DequantizeLinear", [b.node("QuantizeLinear", ["image", "s", "z"], "q"), "s", "z"], "d")
+    weight = b.node("DequantizeLinear", ["codes", "ws", "wz"], "w", axis=0)
+    pooled = b.node("GlobalAveragePool", [b.node("Conv", [pair, weight], "c")], "p")
+    b.node("Gemm", [b.node("Flatten", [pooled], "f"), b.normal("g", 16, 10)], "logits")
+    graph = b.graph({"image": (1, "N", 3, 10, 10)}, {"logits": (1, "N", 10)})
+    onnx.save(graph.model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "dataset.npz", image=b.random.normal(size=(60, 3, 10, 10)).astype(np.float32))
+    for stage in STAGES:
+        STAGES[stage](spec({"size_bytes": "0.95x"}), tmp_path, QUIET)
+    (target,) = json.loads((tmp_path / "report.json").read_text())["targets"]
+    assert [row["discarded"] for row in target["assemblies"]] == [None] * len(target["assemblies"])
+    assert target["verdict"]["kind"] != "infeasible"
+    assert {item["reason"] for item in target["unquantized"]} >= {"already quantized in the submitted model"}
+
+
+def test_every_assembly_discarded_is_an_answer(scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = workbench.audit_model
+
+    def audit(model: bytes, *rest: Any, expected: dict[str, str], **named: Any) -> Audit:
+        found = sound(model, *rest, expected=expected, **named)
+        layer = next(iter(expected))
+        return Audit(found.runtime, found.layers, (Finding("quantized_ran_float", layer, "ran in float"),), found.ops)
+
+    monkeypatch.setattr(workbench, "audit_model", audit)
+    report, _ = finish(scanned, tmp_path, spec({"size_bytes": "0.5x"}))
+    verdict = report["targets"][0]["verdict"]
+    assert verdict["kind"] == "infeasible"
+    assert "discarded by the audit" in verdict["sentence"]
+
+
 def test_latency_budget_without_any_measurement_is_refused(scanned: Path, tmp_path: Path) -> None:
     for path in filter(Path.is_file, scanned.iterdir()):
         if not path.name.startswith("latency"):
