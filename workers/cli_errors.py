@@ -14,7 +14,9 @@ from typer.core import TyperGroup
 
 from service.store.database import is_outage
 
-_OF_THE_FOLDER = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.ENOSPC})
+_OF_THE_FOLDER = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC}
+)
 
 
 class OperatorError(Exception):

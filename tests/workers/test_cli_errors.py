@@ -47,6 +47,12 @@ def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     assert "file" in refused("up", "--data-folder", str(file), "--port", "0")
 
 
+def test_a_backup_into_a_folder_that_is_not_there(sqlite_template: Path, tmp_path: Path) -> None:
+    (tmp_path / "bitwright.sqlite3").write_bytes(sqlite_template.read_bytes())
+    told = refused("backup", str(tmp_path / "none" / "a.tar"), BITWRIGHT_DATA_FOLDER=str(tmp_path))
+    assert "No such file or directory" in told
+
+
 def test_a_database_of_a_newer_version_is_refused(sqlite_template: Path, tmp_path: Path) -> None:
     path = tmp_path / "bitwright.sqlite3"
     path.write_bytes(sqlite_template.read_bytes())
