@@ -168,7 +168,7 @@ def test_shards_without_data_scan_each_targets_own_dimensions(tmp_path: Path, mo
 
 def test_a_study_of_two_numerics_ends_in_two_verdicts(tmp_path: Path) -> None:
     folder, request = study(tmp_path / "study"), spec("fake", "t4")
-    request["options"] |= {"metrics": ["kl"], "front_points": 2}
+    request["options"] |= {"metrics": ["kl"], "front_points": 2, "scan_samples": 64, "precisions": ["w8a8", "w4a8"]}
     for stage in STAGES:
         done = STAGES[stage](request, folder, QUIET)
     assert [verdict["hardware"] for verdict in done["summary"]["verdicts"]] == ["fake", "t4"]

@@ -21,7 +21,7 @@ from service.store.models import DatasetRow, HardwareProfileRow, ModelRow, Saved
 from service.store.stages import create_study
 from service.store.studies import now
 from service.studies.inputs import stage_inputs
-from service.studies.plan import answer_kinds, plan_study
+from service.studies.plan import kind_named, plan_study
 from service.version import VERSION
 from tests.service.stack import quick_settings
 from workers.supervisor import Supervisor
@@ -65,7 +65,7 @@ class Service:
                 version=VERSION,
                 queues=[],
                 sandbox="rlimits",
-                profiles=[load_profile("fake").to_json()],
+                profiles=[load_profile(slug).to_json() for slug in ("fake", "t4", "h200")],
             )
 
     def upload(self, folder: Path) -> None:
@@ -81,17 +81,27 @@ class Service:
             fields = {"name": "d", "format": "npz", "size_bytes": dataset.size_bytes, "created_at": at}
             session.add(DatasetRow(id="dataset_1", sha256=dataset.sha256, **fields))
 
-    def study(self, *, shards: int = 1, files: dict[str, str] | None = None, **budgets: Any) -> str:
-        target = {"hardware": "fake", "operating_point": {"batch": 1, "threads": 1, "dims": {}}, "budgets": budgets}
+    def study(
+        self,
+        *,
+        hardware: tuple[str, ...] = ("fake",),
+        files: dict[str, str] | None = None,
+        **budgets: Any,
+    ) -> str:
+        point = {"batch": 1, "threads": 1, "dims": {}}
+        targets = [
+            {"hardware": slug, "operating_point": point, "budgets": budgets, "tolerance": None} for slug in hardware
+        ]
         spec = {
-            "model": "model_1", "dataset": "dataset_1", "targets": [{**target, "tolerance": None}], "seed": 0,
-            "options": {"scan_samples": 32, "metrics": ["kl"], "front_points": 3},
+            "model": "model_1", "dataset": "dataset_1", "targets": targets, "seed": 0,
+            "options": {"scan_samples": 32, "metrics": ["kl"], "front_points": 3, "estimates": True},
         }  # fmt: skip
         if files is not None:
             spec["files"] = files
-        kinds = answer_kinds(from_question=files is not None)
+        names = ("check", "scan_shard", "scan", "measure", "solve") if files is None else ("answer",)
+        kinds = tuple(map(kind_named, names))
         with self.database.write() as session:
-            stages = plan_study(spec, kinds, shards=shards)
+            stages = plan_study(spec, kinds)
             return create_study(session, name="s", spec=spec, stages=stages, max_attempts=1).id
 
     def stages(self, study: str) -> list[StageRow]:
@@ -124,21 +134,29 @@ def service(sqlite_template: Path, tmp_path: Path) -> Any:
     database.close()
 
 
-def test_a_scan_in_shards_feeds_answers_to_any_budget(service: Service) -> None:
-    first = service.study(shards=2, size_bytes="0.6x")
-    assert service.work_off(first) == ["check", "scan_shard", "scan_shard", "scan", "measure", "solve", "answer"]
+def test_one_scan_of_many_numerics_feeds_answers_to_any_budget(service: Service) -> None:
+    first = service.study(hardware=("fake", "t4"), size_bytes="0.6x")
+    per_target = ("scan", "measure", "solve")
+    assert service.work_off(first) == ["check", "scan_shard", *(kind for kind in per_target for _ in range(2))]
     with service.database.read() as session:
         parts = set(session.scalars(select(SavedPartRow.name)))
         profile = session.get_one(HardwareProfileRow, "fake")
         table = known_table(session, profile)
         stage = next(stage for stage in service.stages(first) if stage.kind == "measure")
         inputs = stage_inputs(session, session.get_one(StudyRow, first), stage)
-    assert sum(name.startswith("candidate_") for name in parts) == 11, "three layers in four precisions but one"
+    assert sum(name.startswith("candidate_") for name in parts) == 17, (
+        "three layers in four precisions but one on the one, in two on the other"
+    )
     assert "latency_table_0.json" in parts
     assert table is not None
     assert table["rows"], "what was measured is known of the device from now on"
     assert inputs.documents["known_latency_table_0.json"]["rows"] == table["rows"]
     assert inputs.key == stage.input_key, "rows that are known are no part of what a measurement depends on"
+
+    scans = [stage for stage in service.stages(first) if stage.kind == "scan"]
+    assert [(stage.target, stage.reused_from) for stage in scans] == [(0, None), (1, None)]
+    near = {stage.kind: stage.state for stage in service.stages(service.study(hardware=("h200",), bops=1.0))}
+    assert (near["scan"], near["measure"]) == ("succeeded", "queued"), "a device of known numerics needs no scan"
 
     solved = next(stage for stage in service.stages(first) if stage.kind == "solve")
     question = {output["name"]: output["sha256"] for output in solved.outputs or []}["question_0.npz"]
