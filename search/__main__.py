@@ -40,7 +40,9 @@ console = Console(stderr=True)
 USER_ERROR, INFEASIBLE = 2, 4
 
 Threads = Annotated[int, typer.Option(help="Compute threads of the operating point.")]
-Batch = Annotated[int, typer.Option(help="Batch size of the operating point.")]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Batch size of the operating point; default: the export's own, else 1.")
+]
 Dims = Annotated[list[str] | None, typer.Option("--dim", help="Value of a dynamic dimension, name=value.")]
 Hardware = Annotated[str, typer.Option(help="Hardware profile: auto, cpu-local, …-openvino, a GPU, or a file.")]
 
@@ -56,7 +58,7 @@ def run(
     memory: Annotated[str | None, typer.Option(help="Peak memory budget in bytes.")] = None,
     accuracy_drop: Annotated[float | None, typer.Option(help="Instead of budgets: accuracy that may be lost.")] = None,
     max_loss: Annotated[float | None, typer.Option(help="Instead of budgets: the fastest within this loss.")] = None,
-    batch: Batch = 1,
+    batch: Batch = None,
     threads: Threads = 1,
     dims: Dims = None,
     pin: Annotated[list[str] | None, typer.Option(help="Fix a layer: name=precision.")] = None,
@@ -117,7 +119,7 @@ def measure(
     out: Annotated[
         Path, typer.Option(help="Folder for latency_table.json and latency_fit.json, or the table's own .json file.")
     ] = Path("measured"),
-    batch: Batch = 1,
+    batch: Batch = None,
     threads: Threads = 1,
     dims: Dims = None,
     seed: int = 0,
@@ -137,13 +139,16 @@ def measure(
     with _clear_errors():
         table_path.parent.mkdir(parents=True, exist_ok=True)
         profile = load_profile(hardware)
+        graph = load_graph(model)
         point = OperatingPoint(
-            batch=batch, threads=threads, dims=tuple(sorted(_pairs(dims or [], int, "number").items()))
+            batch=batch or graph.fixed_batch or 1,
+            threads=threads,
+            dims=tuple(sorted(_pairs(dims or [], int, "number").items())),
         )
         backend = backend_for(profile)
         with _bar("measure") as progress:
             measured = measure_model(
-                load_graph(model),
+                graph,
                 profile,
                 backend,
                 point,

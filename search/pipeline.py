@@ -39,7 +39,7 @@ from search.scanning import (
     split_data,
 )
 from search.sensitivity.requested import scan_metrics
-from search.study import Target, parse_study, require_goals
+from search.study import Study, Target, parse_study, require_goals
 from search.study_folder import StudyFolder
 
 Spec = Mapping[str, Any]
@@ -48,10 +48,15 @@ StageFunction = Callable[[Spec, Path, Progress], dict[str, Any]]
 CHECKED_SAMPLES = 8
 
 
+def _opened(spec: Spec, path: Path) -> tuple[StudyFolder, Graph, Study]:
+    folder = StudyFolder(path)
+    graph = folder.graph()
+    return folder, graph, parse_study(spec).at_batch_of_export(graph.fixed_batch)
+
+
 def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Model, data and request are read and fit together; a few samples tell what the outputs mean."""
-    folder, study = StudyFolder(path), parse_study(spec)
-    graph = folder.graph()
+    folder, graph, study = _opened(spec, path)
     data, _ = split_data(folder, graph, study)
     for target in study.targets:
         recipes_for(graph, folder.profile(target.hardware), study.precisions)
@@ -135,8 +140,7 @@ def scan(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 
 def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """The latency table's missing rows and the end-to-end fit, for each target whose device is this machine."""
-    folder, study = StudyFolder(path), parse_study(spec)
-    graph = folder.graph()
+    folder, graph, study = _opened(spec, path)
     outputs: list[str] = []
     summary: dict[str, Any] = {}
     for index, target in enumerate(study.targets):
@@ -170,9 +174,8 @@ def measure(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 
 def solve(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Allocations of every metric under the budgets, baselines, and the Pareto front, for each target."""
-    folder, study = StudyFolder(path), parse_study(spec)
+    folder, graph, study = _opened(spec, path)
     require_goals(study)
-    graph = folder.graph()
     sources = scan_sources(folder, graph, study)
     outputs: list[str] = []
     summary: dict[str, Any] = {}
@@ -194,8 +197,7 @@ def evaluate(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
 
     Where the study names an evaluator (one target then) nothing is chosen: `search.judging` does, from its numbers.
     """
-    folder, study = StudyFolder(path), parse_study(spec)
-    graph = folder.graph()
+    folder, graph, study = _opened(spec, path)
     data, splits = split_data(folder, graph, study)
     sources = scan_sources(folder, graph, study)
     simulator = simulator_of(graph)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kernels.operating_point import OperatingPoint
@@ -42,12 +42,16 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the model will run, how it is served there, and what it may cost: budgets or one tolerance."""
+    """Where the model will run, how it is served there, and what it may cost: budgets or one tolerance.
+
+    `names_batch` is False where the request left the batch open (see `Study.at_batch_of_export`).
+    """
 
     hardware: str
     point: OperatingPoint
     budgets: tuple[Budget, ...]
     tolerance: Tolerance | None = None
+    names_batch: bool = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,14 @@ class Study:
     solver: str = "cbc"
     estimates: bool = False
     evaluator: Evaluator | None = None
+
+    def at_batch_of_export(self, fixed_batch: int | None) -> Study:
+        """Targets that name no batch are served at the one the model is exported for; None where that is open."""
+        if fixed_batch is None:
+            return self
+        moved = (replace(target, point=replace(target.point, batch=fixed_batch)) for target in self.targets)
+        pairs = zip(self.targets, moved, strict=True)
+        return replace(self, targets=tuple(asked if asked.names_batch else there for asked, there in pairs))
 
 
 def require_goals(study: Study) -> None:
@@ -126,11 +138,13 @@ def _parse_target(data: Any) -> Target:
         raise BadSubmission(
             f"target {data['hardware']!r} has budgets and a tolerance", hint=GOAL_HINT, code="bad_study"
         )
+    point = _mapping("operating_point", data.get("operating_point"))
     return Target(
         hardware=data["hardware"],
-        point=_parse_point(data.get("operating_point") or {}),
+        point=_parse_point(point),
         budgets=tuple(parse_budget(resource, value) for resource, value in budgets.items()),
         tolerance=None if tolerance is None else _parse_tolerance(tolerance),
+        names_batch=point.get("batch") is not None,
     )
 
 
@@ -143,7 +157,7 @@ def _parse_point(data: Mapping[str, Any]) -> OperatingPoint:
         )
     dims = _mapping("dims", data.get("dims"))
     return OperatingPoint(
-        batch=_whole_number("batch", data.get("batch", 1), least=1),
+        batch=1 if data.get("batch") is None else _whole_number("batch", data["batch"], least=1),
         threads=_whole_number("threads", data.get("threads", 1), least=1),
         dims=tuple(sorted((str(name), _whole_number(name, value, least=1)) for name, value in dims.items())),
     )

@@ -19,6 +19,7 @@ from rich.table import Table
 from bitwright.cli_results import results
 from bitwright.cli_shared import (
     AsJson,
+    Batch,
     Key,
     Timeout,
     Url,
@@ -53,7 +54,7 @@ def submit(
         float | None, typer.Option(help="Instead of budgets: the fastest that loses at most this share of answers")
     ] = None,
     max_loss: Annotated[float | None, typer.Option(help="Instead of budgets: the fastest within this loss")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Batch = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, as name=128")] = None,
     loss: Annotated[

@@ -20,6 +20,7 @@ from bitwright.cli_shared import (
     INFEASIBLE,
     USER_ERROR,
     AsJson,
+    Batch,
     Key,
     TargetIndex,
     Timeout,
@@ -66,7 +67,7 @@ def allocate(
     peak_memory: Annotated[str | None, typer.Option(help="Bytes, or 0.5x of full precision")] = None,
     target: TargetIndex = 0,
     hardware: Annotated[str | None, typer.Option(help="Another profile than the study's target")] = None,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    batch: Batch = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     dim: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, as name=128")] = None,
     within: Annotated[

@@ -24,6 +24,9 @@ Key = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output")]
 Timeout = Annotated[float | None, typer.Option(help="Longest wait in seconds", min=0)]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="How many samples at once; default: as the model is exported, else 1")
+]
 TargetIndex = Annotated[int, typer.Option(min=0, help="Which of the study's targets, counted from 0")]
 
 

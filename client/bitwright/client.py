@@ -68,7 +68,7 @@ class Client:
         hardware: str | Sequence[str] = "cpu-local",
         budgets: Budgets | None = None,
         tolerance: Mapping[str, float] | None = None,
-        batch: int = 1,
+        batch: int | None = None,
         threads: int = 1,
         dims: Mapping[str, int] | None = None,
         seed: int = 0,
@@ -81,6 +81,7 @@ class Client:
 
         `model` and `data` are paths, or ids of earlier uploads (`model_…`, `dataset_…`). `budgets` maps
         `latency_ms`, `size_bytes`, `bops` or `peak_memory_bytes` to a number, `"0.6x"`, or `{"relative": 0.5}`.
+        Without `batch` the model is served at the one it is exported for (1 where that is open).
         Instead of budgets, `tolerance` is `{"accuracy_drop": 0.005}` or `{"loss": 0.01}`. With `evaluator`, as
         `{"metric": "mAP"}`, the study waits for `post_evaluations` and judges by them.
         """
@@ -88,7 +89,7 @@ class Client:
         dataset_id = None
         if data is not None:
             dataset_id = str(data) if str(data).startswith("dataset_") else self.upload_dataset(data)
-        point = {"batch": batch, "threads": threads, "dims": dict(dims or {})}
+        point = _point(batch, threads, dims)
         slugs = [hardware] if isinstance(hardware, str) else list(hardware)
         body = {
             "model": model_id,
@@ -182,7 +183,7 @@ class Client:
         *,
         target: int = 0,
         hardware: str | None = None,
-        batch: int = 1,
+        batch: int | None = None,
         threads: int = 1,
         dims: Mapping[str, int] | None = None,
         metric: str | None = None,
@@ -196,7 +197,7 @@ class Client:
         once, others are solved from what is stored; `exact` always solves. What it loses and costs is predicted:
         nothing is built. Raises `WaitTimeout`.
         """
-        point = {"batch": batch, "threads": threads, "dims": dict(dims or {})}
+        point = _point(batch, threads, dims)
         place = target if hardware is None else {"hardware": hardware, "operating_point": point}
         body: dict[str, Any] = {"target": place, "budgets": dict(budgets), "metric": metric, "exact": exact}
         if within is not None:
@@ -290,6 +291,10 @@ class Client:
 
     def _json(self, address: str, *, params: Mapping[str, Any] | None = None) -> Any:
         return self._to.get(address, params=params).json()
+
+
+def _point(batch: int | None, threads: int, dims: Mapping[str, int] | None) -> dict[str, Any]:
+    return {"batch": batch, "threads": threads, "dims": dict(dims or {})}
 
 
 def _study(response: Any) -> Study:

@@ -116,6 +116,13 @@ _RESOURCES = {
 }
 
 
+def served_words(point: Mapping[str, Any]) -> str:
+    """An operating point: `batch 8, 2 threads, tokens 128`; no batch means the one the model is exported for."""
+    batch, threads = point.get("batch"), point["threads"]
+    dims = "".join(f", {name} {value}" for name, value in (point.get("dims") or {}).items())
+    return f"{'batch as exported' if batch is None else f'batch {batch}'}, {threads} thread{'s' * (threads != 1)}{dims}"
+
+
 def goal_words(target: Mapping[str, Any]) -> str:
     """A target's budgets or tolerance in words."""
     budgets = target.get("budgets") or {}
@@ -143,5 +150,5 @@ def _superscript(exponent: int) -> str:
 
 FILTERS = {
     "size": size, "number": number, "percent": percent, "seconds": seconds, "clock": clock,
-    "stage_words": stage_words, "goal_words": goal_words,
+    "stage_words": stage_words, "goal_words": goal_words, "served_words": served_words,
 }  # fmt: skip

@@ -47,9 +47,9 @@ BudgetNumber = Annotated[FiniteFloat, Field(gt=0, strict=True)]
 
 
 class OperatingPointRequest(Strict):
-    """How the model is served."""
+    """How the model is served; without `batch` at the one it is exported for, or 1 where that is open."""
 
-    batch: Annotated[int, Field(ge=1, le=65536, strict=True)] = 1
+    batch: Annotated[int, Field(ge=1, le=65536, strict=True)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024, strict=True)] = 1
     dims: dict[
         Annotated[str, Field(min_length=1, max_length=128)], Annotated[int, Field(ge=1, le=1 << 31, strict=True)]

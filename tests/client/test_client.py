@@ -40,7 +40,7 @@ def test_submit_and_wait(client: bitwright.Client, model_file: Path, tmp_path: P
     study = submit(client, model_file, data=data, threads=2, dims={"sequence": 128}, name="mine")
     assert (study.name, study.state, study.is_terminal) == ("mine", "queued", False)
     point = study.raw["spec"]["targets"][0]["operating_point"]
-    assert point == {"batch": 1, "threads": 2, "dims": {"sequence": 128}}
+    assert point == {"batch": None, "threads": 2, "dims": {"sequence": 128}}
     end = threading.Timer(0.3, publish, (settings, study.id, {"report.json": b"{}"}))
     end.start()
     seen: list[str] = []

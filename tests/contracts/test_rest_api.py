@@ -151,7 +151,7 @@ def test_submitting_a_study(http: httpx.Client, messages: SentMessages) -> None:
     assert answer.headers["location"] == f"/v1/studies/{study['id']}"
     assert (study["state"], study["is_terminal"], study["name"]) == ("queued", False, "first")
     assert [stage["kind"] for stage in study["stages"]] == ["check", "scan", "measure", "solve", "evaluate"]
-    assert study["spec"]["targets"][0]["operating_point"] == {"batch": 1, "threads": 1, "dims": {}}
+    assert study["spec"]["targets"][0]["operating_point"] == {"batch": None, "threads": 1, "dims": {}}
     assert http.get(answer.headers["location"]).json() == study, "what was answered is committed"
     deadline = time.monotonic() + 5
     while not messages.sent and time.monotonic() < deadline:

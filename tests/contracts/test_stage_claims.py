@@ -113,8 +113,8 @@ def test_a_study_goes_through_its_stages_to_success(database: Database) -> None:
     study_id = new_study(database, targets=2)
     states = {name: row.state for name, row in stages_of(database, study_id).items()}
     assert states == {
-        "check": "queued", "scan_shard": "blocked", "scan0": "blocked", "scan1": "blocked", "measure0": "blocked", "measure1": "blocked", "solve0": "blocked",
-        "solve1": "blocked", "evaluate0": "blocked", "evaluate1": "blocked",
+        "check": "queued", "scan_shard": "blocked", "scan0": "blocked", "scan1": "blocked", "measure0": "blocked",
+        "measure1": "blocked", "solve0": "blocked", "solve1": "blocked", "evaluate0": "blocked", "evaluate1": "blocked",
     }  # fmt: skip
     finish(database, study_id, "check")
     assert study_of(database, study_id).state == "running"

@@ -26,6 +26,17 @@ def test_a_whole_study() -> None:
     assert (study.seed, study.pins, study.metrics) == (3, {"head": "w8a8"}, ("kl",))
 
 
+def test_a_target_that_names_no_batch_is_served_at_the_one_of_the_export() -> None:
+    point = {"threads": 1, "dims": {}}
+    named, open_, unsaid = (
+        {**TARGET, "operating_point": {**point, **batch}} for batch in ({"batch": 2}, {"batch": None}, {})
+    )
+    study = parse_study({"targets": [named, open_, unsaid]})
+    assert [target.point.batch for target in study.targets] == [2, 1, 1]
+    assert [target.point.batch for target in study.at_batch_of_export(8).targets] == [2, 8, 8]
+    assert study.at_batch_of_export(None) == study
+
+
 @pytest.mark.parametrize(
     "change, code, says",
     [

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.dashboard.results import CODES, columns_of
-from service.dashboard.words import event_words, goal_words, number, seconds, size, span
+from service.dashboard.words import event_words, goal_words, number, seconds, served_words, size, span
 from service.settings import Settings
 from service.studies.figures import figures_of
 from tests.contracts.test_rest_api import post_study, publish
@@ -43,6 +43,11 @@ def test_goals_and_events_in_words() -> None:
     )
     assert event_words("attempt_lost", {"stage": "scan", "attempt": 1, "code": "worker_lost"}).endswith("worker_lost")
     assert event_words("newer_kind", {"x": 1}) == "newer kind: x 1", "an event of a newer server is shown, not dropped"
+
+
+def test_operating_points_in_words() -> None:
+    assert served_words({"batch": 8, "threads": 1, "dims": {"tokens": 64}}) == "batch 8, 1 thread, tokens 64"
+    assert served_words({"batch": None, "threads": 2, "dims": {}}) == "batch as exported, 2 threads"
 
 
 def test_columns_hold_what_the_report_said() -> None:

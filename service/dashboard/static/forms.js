@@ -19,7 +19,7 @@ function dims(text) {
   }));
 }
 
-export const pointOf = (values) => ({ batch: Number(values.get("batch")), threads: Number(values.get("threads")), dims: dims(values.get("dims")) });
+export const pointOf = (values) => ({ batch: Number(values.get("batch")) || null, threads: Number(values.get("threads")), dims: dims(values.get("dims")) });
 
 // A form's refusal, shown in its alert and at the fields it is about.
 export function tell(form, text, fields = []) {
