@@ -15,7 +15,6 @@ from kernels.registry import backend_for
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.recipes import recipes_for, wanted_of
 from search.data.chunking import count_samples
-from search.errors import BadSubmission
 from search.evaluation.answers import why_not_compared
 from search.evaluation.evaluate import evaluate_target
 from search.evaluation.verdict import labels_missing
@@ -26,6 +25,7 @@ from search.latency.model import MeasuredModel, measure_model
 from search.loss.inference import infer_losses
 from search.onnx_import import operating_shapes
 from search.planning.costs import TargetCosts, target_costs
+from search.planning.pins import check_pins
 from search.planning.plan import without_repeats
 from search.planning.target import ask, plan_target
 from search.report.document import report_document, target_document
@@ -58,9 +58,11 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     """Model, data and request are read and fit together; a few samples tell what the outputs mean."""
     folder, graph, study = _opened(spec, path)
     data, _ = split_data(folder, graph, study)
+    recipes = {}
     for target in study.targets:
-        recipes_for(graph, folder.profile(target.hardware), study.precisions)
+        recipes[target.hardware] = recipes_for(graph, folder.profile(target.hardware), study.precisions)
         operating_shapes(graph, target.point)
+    check_pins(study.pins, graph, recipes)
     first = first_samples(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1))
     sample = first.chunks(CHECKED_SAMPLES)[0]
     answered = simulator_of(graph).run(sample)
@@ -69,13 +71,6 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     counts_answers = any(target.tolerance and target.tolerance.kind == "accuracy_drop" for target in study.targets)
     if counts_answers and (unused or first.labels is None):
         raise labels_missing(unused)
-    known = {layer.name for layer in graph.layers}
-    if unknown := sorted(set(study.pins) - known):
-        raise BadSubmission(
-            f"pins name layers the model does not have: {unknown}",
-            hint=f"layers: {sorted(known)}",
-            code="layer_unknown",
-        )
     document = {
         "sha256": graph.sha256,
         "opset": graph.opset,
