@@ -282,7 +282,8 @@ def _named(layers: list[Layer], nodes: tuple[Node, ...], scopes: Mapping[int, Se
 
 
 def layer_name(layer: Layer, node: Node, scopes: Sequence[str], index: int) -> str:
-    """The module path of a layer: from its weight's name, the exporter's scopes, the node's path, or op and index.
+    """A layer's name: the module path in its weight's name, the exporter's scopes or the node's path, else the node's
+    own name, else op and index.
 
     A tied weight carries the name of one of its layers only, so there the layer's own scopes and path come first.
     """
@@ -290,7 +291,7 @@ def layer_name(layer: Layer, node: Node, scopes: Sequence[str], index: int) -> s
     named = weight if weight and weight != layer.weight and "::" not in weight else ""
     path = _module_path(node.name.split("/")[1:-1]) if node.name.startswith("/") else ""
     own = scopes[-1] if scopes else path
-    usual = f"{node.op_type}_{index}"
+    usual = node.name or f"{node.op_type}_{index}"
     return (own or named or usual) if layer.tie is not None else (named or own or usual)
 
 

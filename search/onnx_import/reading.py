@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,16 @@ def load_graph(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Graph:
     external = load_external_data(model, path.parent, limits)
     if external:
         sha256 = hashlib.sha256((sha256 + external).encode()).hexdigest()
-    return graph_from_model(model, sha256=sha256, limits=limits)
+    graph = graph_from_model(model, sha256=sha256, limits=limits)
+    _check_inputs(graph.inputs)
+    return graph
 
 
 def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits = DEFAULT_LIMITS) -> Graph:
-    """The graph of a ModelProto in memory (no external data); the same checks and errors as `load_graph`.
+    """The graph of a ModelProto in memory (no external data), with the checks and errors of `load_graph`.
 
-    `sha256` is the file's hash; without a file the content hash stands in for it.
+    Inputs may be of any type here: a `Program` runs what no dataset file can hold, such as bfloat16. `sha256` is the
+    file's hash; without a file the content hash stands in for it.
     """
     check_structure(model, limits)
     check_sizes(model, limits)
@@ -89,14 +92,6 @@ def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits
         raise rejected(f"a weight's constants cannot be computed: {error}") from error
     _check_finite(constants, found.layers, nodes)
     inputs = tuple(_tensor_info(info) for info in model.graph.input if info.name not in constants)
-    for info in inputs:
-        if info.dtype.kind not in "fiub":
-            kind = "strings" if info.dtype.kind == "O" else str(info.dtype)
-            raise rejected(
-                f"input {clean_name(info.name)[:80]!r} holds {kind}",
-                hint="export the part of the model that takes numbers: float16 to float64, integers or booleans",
-                code="input_type_unsupported",
-            )
     fixed_batch = _fixed_batch(inputs)
     opset = default_opset(model)
     content_hash = _content_hash(opset, nodes, constants, inputs, outputs, found.layers)
@@ -114,6 +109,18 @@ def graph_from_model(model: onnx.ModelProto, *, sha256: str = "", limits: Limits
         notes=_notes(nodes, fixed_batch),
         fixed_batch=fixed_batch,
     )
+
+
+def _check_inputs(inputs: Sequence[TensorInfo]) -> None:
+    """Refuse inputs whose samples no dataset can hold."""
+    for info in inputs:
+        if info.dtype.kind not in "fiub":
+            kind = "strings" if info.dtype.kind == "O" else str(info.dtype)
+            raise rejected(
+                f"input {clean_name(info.name)[:80]!r} holds {kind}",
+                hint="export the part of the model that takes numbers: float16 to float64, integers or booleans",
+                code="input_type_unsupported",
+            )
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, Array]:

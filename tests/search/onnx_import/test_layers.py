@@ -233,18 +233,20 @@ def test_a_layer_behind_stored_codes_is_already_quantized() -> None:
     assert [layer.unquantized_reason for layer in graph.layers] == ["already quantized in the submitted model"]
 
 
-def test_names_follow_weights_scopes_paths_then_ops() -> None:
+def test_names_follow_weights_scopes_paths_nodes_then_ops() -> None:
     constants = {"a.b.weight": floats(4, 4), "onnx::MatMul_7": floats(4, 4), "val_3": floats(4, 4), "v": floats(4, 4)}
     nodes = [
         node("MatMul", ["x", "a.b.weight"], "1"),
         node("MatMul", ["1", "onnx::MatMul_7"], "2"),
         node("MatMul", ["2", "val_3"], "3"),
-        node("MatMul", ["3", "v"]),
+        node("MatMul", ["3", "v"], "4"),
+        node("MatMul", ["4", "v"]),
     ]
     nodes[1].name = "/l/l.0/c1/MatMul"
     nodes[2].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'h', 'h.fc', 'matmul']")
+    nodes[3].name = "head/kernel"
     graph = graph_of(nodes, constants, [2, 4])
-    assert [layer.name for layer in graph.layers] == ["a.b", "l.0.c1", "h.fc", "MatMul_3"]
+    assert [layer.name for layer in graph.layers] == ["a.b", "l.0.c1", "h.fc", "head/kernel", "MatMul_4"]
 
 
 def test_equal_names_are_numbered() -> None:

@@ -103,11 +103,12 @@ def test_layers_of_other_widths_than_float32_say_so(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("kind, said", [(TensorProto.STRING, "strings"), (TensorProto.BFLOAT16, "bfloat16")])
-def test_inputs_that_hold_no_plain_numbers_are_refused(kind: int, said: str) -> None:
+def test_files_whose_inputs_hold_no_plain_numbers_are_refused(kind: int, said: str, tmp_path: Path) -> None:
     model = linear_model()
     model.graph.input.append(helper.make_tensor_value_info("extra", kind, ["n"]))
+    onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(BadSubmission, match=said) as refused:
-        graph_from_model(model)
+        load_graph(tmp_path / "model.onnx")
     assert refused.value.code == "input_type_unsupported"
 
 
