@@ -49,9 +49,9 @@ CHECKED_SAMPLES = 8
 
 
 def _opened(spec: Spec, path: Path) -> tuple[StudyFolder, Graph, Study]:
-    folder = StudyFolder(path)
+    folder, study = StudyFolder(path), parse_study(spec)
     graph = folder.graph()
-    return folder, graph, parse_study(spec).at_batch_of_export(graph.fixed_batch)
+    return folder, graph, study.at_batch_of_export(graph.fixed_batch)
 
 
 def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
