@@ -111,7 +111,8 @@ def scan_shard(spec: Mapping[str, Any], path: Path, progress: Progress) -> dict[
                     lambda done, total: progress(done, total, "candidates", "scan sensitivity"),
                     folder=folder.saved,
                 )
-            if index == 0:
+            # Earlier groups re-run more of the model, so the last shard has the least to do.
+            if index == count - 1:
                 save_traces(study.metrics, scanning.simulator, loss, scanning.chunks, study.seed, folder.saved)
         groups += len(mine)
     return {"outputs": [], "summary": {"groups": groups}}
