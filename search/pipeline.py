@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.registry import backend_for
+from search.allocation.solver import check_solver
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.recipes import recipes_for, wanted_of
 from search.data.chunking import count_samples
@@ -38,7 +39,7 @@ from search.scanning import (
     simulator_of,
     split_data,
 )
-from search.sensitivity.requested import scan_metrics
+from search.sensitivity.requested import computable, scan_metrics
 from search.study import Study, Target, parse_study, require_goals
 from search.study_folder import StudyFolder
 
@@ -65,7 +66,10 @@ def check(spec: Spec, path: Path, progress: Progress) -> dict[str, Any]:
     check_pins(study.pins, graph, recipes)
     first = first_samples(data, max(CHECKED_SAMPLES, graph.fixed_batch or 1))
     sample = first.chunks(CHECKED_SAMPLES)[0]
-    answered = simulator_of(graph).run(sample)
+    simulator = simulator_of(graph)
+    computable(study.metrics, simulator)
+    check_solver(study.solver)
+    answered = simulator.run(sample)
     loss = infer_losses(graph, answered, study.losses, samples=count_samples(sample), labels=data.labels)
     unused = None if first.labels is None else why_not_compared(loss, answered, first.labels)
     counts_answers = any(target.tolerance and target.tolerance.kind == "accuracy_drop" for target in study.targets)

@@ -12,6 +12,7 @@ from kernels.precision import Precision
 from search.budget import Budget, parse_budget
 from search.errors import BadSubmission
 
+BAD_POINT = "bad_operating_point"
 DEFAULT_METRICS = ("gauss_newton", "kl", "hessian_trace")
 TOLERANCES = ("loss", "accuracy_drop")
 GOAL_HINT = 'give one: "budgets": {"latency_ms": "0.6x"} or "tolerance": {"accuracy_drop": 0.005}'
@@ -153,13 +154,15 @@ def _parse_point(data: Mapping[str, Any]) -> OperatingPoint:
         raise BadSubmission(
             f"operating point has unknown fields {unknown}",
             hint="it has batch, threads and dims",
-            code="bad_operating_point",
+            code=BAD_POINT,
         )
     dims = _mapping("dims", data.get("dims"))
     return OperatingPoint(
-        batch=1 if data.get("batch") is None else _whole_number("batch", data["batch"], least=1),
-        threads=_whole_number("threads", data.get("threads", 1), least=1),
-        dims=tuple(sorted((str(name), _whole_number(name, value, least=1)) for name, value in dims.items())),
+        batch=1 if data.get("batch") is None else _whole_number("batch", data["batch"], least=1, code=BAD_POINT),
+        threads=_whole_number("threads", data.get("threads", 1), least=1, code=BAD_POINT),
+        dims=tuple(
+            sorted((str(name), _whole_number(name, value, least=1, code=BAD_POINT)) for name, value in dims.items())
+        ),
     )
 
 
@@ -211,7 +214,7 @@ def _yes_or_no(name: str, value: Any) -> bool:
     return value
 
 
-def _whole_number(name: str, value: Any, *, least: int) -> int:
+def _whole_number(name: str, value: Any, *, least: int, code: str = "bad_study") -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadSubmission(f"{name} = {value!r} is not a whole number ≥ {least}", code="bad_operating_point")
+        raise BadSubmission(f"{name} = {value!r} is not a whole number", hint=f"{least} is the least", code=code)
     return value

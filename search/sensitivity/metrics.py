@@ -66,15 +66,20 @@ def measure(name: str, subject: Subject) -> Sensitivity:
     Raises `BadSubmission` (`metric_unknown`) for a name not in `METRICS` and `UnsupportedOp` for a metric that needs
     derivatives of a graph without them.
     """
+    return metric_for(name, subject.program).compute(subject)
+
+
+def metric_for(name: str, program: Program | None) -> Metric:
+    """The metric of a name on a model with or without derivatives; raises what `measure` does."""
     if name not in METRICS:
         raise BadSubmission(
             f"{name!r} is not a sensitivity metric", hint=f"known: {', '.join(METRICS)}", code="metric_unknown"
         )
     metric = METRICS[name]
-    if metric.needs_gradients and subject.program is None:
+    if metric.needs_gradients and program is None:
         forward_only = ", ".join(other.name for other in METRICS.values() if not other.needs_gradients)
         raise UnsupportedOp(f"metric {name!r} needs derivatives of this model", hint=f"these do not: {forward_only}")
-    return metric.compute(subject)
+    return metric
 
 
 def _scanned(name: str) -> Callable[[Subject], Sensitivity]:

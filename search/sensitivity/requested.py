@@ -11,8 +11,9 @@ from search.candidates.assemble import assemble
 from search.candidates.candidate_set import CandidateSet
 from search.groups import LayerGroup
 from search.loss.model_loss import ModelLoss
+from search.onnx_import import Program
 from search.sensitivity.estimate import Sensitivity
-from search.sensitivity.metrics import METRICS, Subject, measure
+from search.sensitivity.metrics import METRICS, Subject, measure, metric_for
 from search.sensitivity.saved_traces import saved_traces
 from search.sensitivity.scan import scan
 from search.simulation.simulator import Arrays, Simulator
@@ -23,6 +24,23 @@ SHARED_SCAN = ("gauss_newton", "kl")
 GRADIENT_SAMPLES = 64
 """Samples of the metrics that need derivatives one sample at a time; a trace within 10 to 30 % allocates as well."""
 UNIFORM = "w8a8"
+
+
+def computable(metrics: Sequence[str], simulator: Simulator) -> tuple[list[str], list[str]]:
+    """The metrics that a scan will compute, and notes on default ones it leaves out for want of derivatives.
+
+    Raises `BadSubmission` (`metric_unknown`) and, for a metric asked for by name, `UnsupportedOp`.
+    """
+    program = _program(simulator)
+    if program is None and tuple(metrics) == DEFAULT_METRICS:
+        dropped = [name for name in metrics if METRICS[name].needs_gradients]
+        note = f"{', '.join(dropped)} left out: the graph holds an op we cannot differentiate."
+        return [name for name in metrics if name not in dropped], [note]
+    return [metric_for(name, program).name for name in metrics], []
+
+
+def _program(simulator: Simulator) -> Program | None:
+    return simulator.program if isinstance(simulator, TorchSimulator) else None
 
 
 def scan_metrics(
@@ -43,13 +61,8 @@ def scan_metrics(
     name is refused instead (`UnsupportedOp`). Rows of the forward scan and traces are kept in `folder` and taken from
     there.
     """
-    program = simulator.program if isinstance(simulator, TorchSimulator) else None
-    notes: list[str] = []
-    wanted = list(metrics)
-    if program is None and tuple(metrics) == DEFAULT_METRICS:
-        dropped = [name for name in wanted if METRICS[name].needs_gradients]
-        wanted = [name for name in wanted if name not in dropped]
-        notes.append(f"{', '.join(dropped)} left out: the graph holds an op we cannot differentiate.")
+    program = _program(simulator)
+    wanted, notes = computable(metrics, simulator)
     found: dict[str, Sensitivity] = {}
     if any(name in SHARED_SCAN for name in wanted):
         found.update(scan(simulator, groups, candidates, loss, chunks, progress, folder=folder))

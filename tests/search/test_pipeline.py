@@ -216,6 +216,9 @@ def test_device_that_is_not_here_is_planned_by_size_and_says_what_was_not_measur
         ({"targets": [{"hardware": "fake", "budgets": {"size_bytes": 9}, "tolerance": {"loss": 1}}]}, "bad_study"),
         ({"targets": [{"hardware": "no-such-board", "budgets": {"size_bytes": 9}}]}, "hardware_unknown"),
         ({"options": {"pins": {"no such layer": "w8a8"}}}, "layer_unknown"),
+        ({"options": {"metrics": ["kl", "omens"]}}, "metric_unknown"),
+        ({"options": {"solver": "abacus"}}, "solver_unknown"),
+        ({"options": {"front_points": 1}}, "bad_study"),
         ({"targets": [{"hardware": "fake", "operating_point": {"batch": 0}}]}, "bad_operating_point"),
     ],
 )

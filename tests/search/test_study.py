@@ -49,7 +49,7 @@ def test_a_target_that_names_no_batch_is_served_at_the_one_of_the_export() -> No
         ({"targets": [{**TARGET, "budgets": {"latency_ms": {"relative": 2}}}]}, "bad_budget", "2"),
         ({"targets": [{**TARGET, "operating_point": {"batch": 0}}]}, "bad_operating_point", "0"),
         ({"targets": [{**TARGET, "operating_point": {"cores": 1}}]}, "bad_operating_point", "cores"),
-        ({"targets": [TARGET], "seed": -1}, "bad_operating_point", "-1"),
+        ({"targets": [TARGET], "seed": -1}, "bad_study", "-1"),
         ({"targets": [{**TARGET, "budgets": ["0.6x"]}]}, "bad_study", "budgets = ['0.6x']"),
         ({"targets": [{**TARGET, "operating_point": {"dims": ["n"]}}]}, "bad_study", "dims = ['n']"),
         ({"targets": [TARGET], "options": {"speed": 9}}, "bad_study", "speed"),
