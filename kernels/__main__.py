@@ -207,7 +207,8 @@ def _show(measured: Measured, pairs: list[Pair], threads: int) -> None:
         shown.add_row(op.signature, precision.name, *figures, row.executed_kernel)
     _out.print(shown)
     for entry in measured.refused:
-        _err.print(f"no row: {entry.signature} {entry.precision}: {entry.reason} [{entry.code}]", markup=False)
+        hint = f"\nhint: {entry.hint}" if entry.hint else ""
+        _err.print(f"no row: {entry.signature} {entry.precision}: {entry.reason} [{entry.code}]{hint}", markup=False)
 
 
 def _show_profile(found: HardwareProfile) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -172,4 +173,8 @@ def _row_json(row: LatencyRow) -> dict[str, Any]:
 
 
 def _read_row(data: dict[str, Any]) -> LatencyRow:
-    return LatencyRow(**{**data, "status": RowStatus(data["status"]), "scope": RowScope(data["scope"])})
+    row = LatencyRow(**{**data, "status": RowStatus(data["status"]), "scope": RowScope(data["scope"])})
+    times = (row.median_us, row.ci_low_us, row.ci_high_us, row.p05_us, row.p95_us)
+    if not all(isinstance(each, (int, float)) and 0 <= each < math.inf for each in times) or row.median_us == 0:
+        raise ValueError(f"{row.signature} in {row.precision} takes {times} microseconds")
+    return row

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Pair = tuple[OpShape, Precision]
+_LEFT_OUT = (KernelFallback, UnsupportedPrecision, OpFailed, CompilationFailed)
 _ARMS_AT_ONCE = 12
 _BYTES_AT_ONCE = 256_000_000
 
@@ -48,6 +49,7 @@ class Refused:
     precision: str
     code: str
     reason: str
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def measure_missing(
     provenance = _provenance(backend, profile, threads, protocol, cache)
     bench = _Bench(backend, profile, threads, protocol, cache, run, provenance)
     if missing:
-        table = table.extended((), run, dict(provenance), bench.overheads(table))
+        overheads = bench.overheads(table)
+        table = table.extended((), run, dict(provenance), overheads)
     done = 0
     for chunk in _chunks(missing):
         within = None if progress is None else _within(progress, done, len(chunk), len(missing))
@@ -147,8 +150,8 @@ class _Bench:
                 least[op.signature, precision.name] = roofline_us(op, precision, self.profile.device, self.threads)
                 try:
                     built[op.signature, precision.name] = self._arm(op, precision)
-                except (KernelFallback, UnsupportedPrecision, OpFailed, CompilationFailed) as error:
-                    self.refused.append(Refused(op.signature, precision.name, error.code, error.message))
+                except _LEFT_OUT as error:
+                    self.refused.append(_refused((op.signature, precision.name), error))
             rows = self._timed(built, least, progress) if built else []
             self.provenance["refused"] = [asdict(entry) for entry in self.refused]
             return rows
@@ -157,13 +160,20 @@ class _Bench:
                 arm.close()
 
     def overheads(self, table: LatencyTable) -> list[LatencyRow]:
-        """Rows of launches and conversions that the table lacks."""
+        """Rows of launches and conversions that the table lacks; one that fails costs its row, not the sweep."""
         known = {(row.signature, row.precision) for row in table.overheads}
         built: dict[tuple[str, str], TimedOp] = {}
+        refused: list[dict[str, Any]] = []
         try:
             for key, build in self.backend.overheads().items():
-                if key not in known:
+                if key in known:
+                    continue
+                try:
                     built[key] = build()
+                except _LEFT_OUT as error:
+                    refused.append(asdict(_refused(key, error)))
+            if refused:
+                self.provenance["overheads_refused"] = refused
             return self._timed(built, {}, None) if built else []
         finally:
             for arm in built.values():
@@ -217,6 +227,10 @@ class _Bench:
             cache=self.cache,
             tried=dict(arm.tried),
         )
+
+
+def _refused(key: tuple[str, str], error: KernelsError) -> Refused:
+    return Refused(*key, error.code, error.message, error.hint)
 
 
 def _within(progress: Progress, before: int, size: int, total: int) -> Progress:

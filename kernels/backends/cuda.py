@@ -17,7 +17,7 @@ import numpy as np
 from kernels.backends.base import Backend, LoadedModel, OpFailed, Runnable, TimedOp
 from kernels.backends.cuda_boundaries import overhead_arms
 from kernels.backends.cuda_contender import Contender, Prepared
-from kernels.backends.cuda_device import CudaDevice, DeviceClock
+from kernels.backends.cuda_device import CudaDevice, DeviceClock, OutOfDeviceMemory
 from kernels.backends.cuda_driver import translated
 from kernels.backends.cuda_timing import (
     PROTOCOL,
@@ -143,6 +143,7 @@ class Cuda(Backend):
         layer = self.layer(op, precision, seed)
         expected = sample(layer, seed)
         reasons = self.reasons.setdefault((op.signature, precision.name), {})
+        codes: set[str] = set()  # not the errors: their frames would keep device memory
         tried: dict[str, float] = {}
         best: tuple[Prepared, str, str] | None = None
         for contender in self.contenders:
@@ -153,6 +154,7 @@ class Cuda(Backend):
                     prepared = contender.prepare(layer, copies.weights, copies.inputs)
             except LEFT_OUT as error:
                 reasons[contender.name] = error.message
+                codes.add(error.code)
                 continue
             for variant in prepared.variants:
                 name = f"{contender.name} {variant}".strip()
@@ -160,13 +162,19 @@ class Cuda(Backend):
                     tried[name] = self._impression(name, prepared, variant, expected, copies)
                 except LEFT_OUT as error:
                     reasons[name] = error.message
+                    codes.add(error.code)
                     continue
                 if best is None or tried[name] < tried[best[2]]:
                     best = prepared, variant, name
         if best is None:
+            said = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            if codes == {OutOfDeviceMemory.code}:
+                raise OutOfDeviceMemory(
+                    f"{op.signature} in {precision} does not fit on the device: {said}",
+                    hint="use a smaller batch, or end other programs on this GPU",
+                )
             raise OpFailed(
-                f"{op.signature} in {precision}: no kernel ran and was right: "
-                + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+                f"{op.signature} in {precision}: no kernel ran and was right: {said}",
                 hint="this op is left out, the others go on",
             )
         return (*best, tried)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 from kernels.cuda.capability import ARCHITECTURES, architecture, nearest_listed
 from kernels.device_identity import DeviceIdentity
@@ -34,9 +35,11 @@ class DriverFacts:
 def read_driver(index: int = 0) -> DriverFacts:
     """The facts of the GPU at `index`.
 
-    Raises `BackendUnavailable`: `cuda_not_installed` (no cuda-core), `cuda_no_driver`, `cuda_no_device`.
+    Raises `BackendUnavailable`: `cuda_not_installed` (no cuda-core), `cuda_no_driver`, `cuda_no_device`,
+    `cuda_driver_too_old` (so old that it lacks what the bindings ask for).
     """
     try:
+        from cuda import bindings
         from cuda.bindings import driver
         from cuda.core import Device
     except ImportError as error:
@@ -52,7 +55,7 @@ def read_driver(index: int = 0) -> DriverFacts:
         status, version = driver.cuDriverGetVersion()
         memory_status, memory_bytes = driver.cuDeviceTotalMem(index)
     except Exception as error:  # a driver that is missing, broken or without a card raises a different class for each
-        raise _unavailable(error) from error
+        raise _older_than(bindings, driver) or _unavailable(error) from error
     if int(status) or int(memory_status):
         raise _unavailable(RuntimeError(f"driver calls answered {int(status)} and {int(memory_status)}"))
     capability = device.compute_capability
@@ -82,11 +85,7 @@ def check_facts(facts: DriverFacts, compiler_major: int) -> str:
     if nearest_listed(arch) is None:
         raise _arch_unknown(facts)
     if facts.cuda_version // _THOUSAND < compiler_major:
-        raise BackendUnavailable(
-            f"the driver runs CUDA {cuda_version_text(facts.cuda_version)}, the compiler here is CUDA {compiler_major}",
-            hint='update the driver (CUDA 13 needs release 580 or newer) or install "bitwright-server[cuda12]"',
-            code="cuda_driver_too_old",
-        )
+        raise _too_old(facts.cuda_version, compiler_major)
     return arch
 
 
@@ -112,6 +111,24 @@ def cuda_version_text(version: int) -> str:
 def hash_uuid(uuid: str) -> str:
     """The same for the same card; does not tell its serial identity to whoever reads a table."""
     return hashlib.sha256(uuid.encode()).hexdigest()[:_UUID_HASH_CHARACTERS]
+
+
+def _older_than(bindings: Any, driver: Any) -> BackendUnavailable | None:
+    """The reason for a failed call where the driver is of an older major CUDA than its bindings; None elsewhere."""
+    try:
+        status, version = driver.cuDriverGetVersion()
+        major = int(bindings.__version__.split(".")[0])
+    except Exception:  # no library to ask: the first error is the one to tell
+        return None
+    return _too_old(int(version), major) if not int(status) and 0 < int(version) < major * _THOUSAND else None
+
+
+def _too_old(cuda_version: int, compiler_major: int) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"the driver runs CUDA {cuda_version_text(cuda_version)}, the compiler here is CUDA {compiler_major}",
+        hint='update the driver (CUDA 13 needs release 580 or newer) or install "bitwright-server[cuda12]"',
+        code="cuda_driver_too_old",
+    )
 
 
 def _arch_unknown(facts: DriverFacts) -> BackendUnavailable:

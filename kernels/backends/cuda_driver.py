@@ -34,8 +34,11 @@ _OUT_OF_MEMORY = ("out of memory", "OUT_OF_MEMORY")
 _LOST = (
     "ILLEGAL_ADDRESS", "illegal memory access", "LAUNCH_FAILED", "unspecified launch failure", "ILLEGAL_INSTRUCTION",
     "illegal instruction", "MISALIGNED_ADDRESS", "misaligned address", "device-side assert", "ERROR_ASSERT",
-    "HARDWARE_STACK_ERROR", "INVALID_PC", "LAUNCH_TIMEOUT", "ECC_UNCORRECTABLE", "uncorrectable ECC", "GPU is lost",
+    "HARDWARE_STACK_ERROR", "hardware stack error", "INVALID_PC", "invalid program counter", "LAUNCH_TIMEOUT",
+    "launch timed out", "INVALID_ADDRESS_SPACE", "global/shared address space", "ECC_UNCORRECTABLE",
+    "uncorrectable ECC", "GPU is lost",
 )  # fmt: skip
+"""What the driver's names (bindings) and the runtime's sentences (torch) call errors that leave no usable context."""
 
 
 def translate(error: Exception, doing: str) -> KernelsError:

@@ -120,7 +120,6 @@ PRECISIONS: Mapping[str, Mapping[str, Via]] = {
         arch: Via.NATIVE if arch in ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89") else Via.VIA_INT8
         for arch in ARCHITECTURES
     },
-    "w8a16": dict.fromkeys(ARCHITECTURES, Via.VIA_FP16),
     "w4a16": dict.fromkeys(ARCHITECTURES, Via.VIA_FP16),
 }
 """Architecture by precision (a group size is no part of the name here): how the best kernel for it computes. fp8 on

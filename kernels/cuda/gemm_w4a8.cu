@@ -12,6 +12,12 @@
 //     product 1   A = (low | high) of words 2t      B = (bytes 0..3, bytes 4..7)      one mma.m16n8k32.s8
 //     product 2   A = (low | high) of words 2t+1    B = (bytes 8..11, bytes 12..15)   another
 //
+//       A  channel g       a[0] = low, a[2] = high     C  channel g       c[0], c[1]: rows 2t, 2t + 1 of the tile
+//          channel g + 8   a[1] = low, a[3] = high        channel g + 8   c[2], c[3]: the same rows
+//
+// With the default tile, 128 x 128, a block is 4 x 2 warps of 32 rows by 64 channels each, 64 sums a thread, and a stage
+// 128 rows of 64 bytes of activations and 128 rows of 32 bytes of weights, 12 KiB; four of them.
+//
 // The sums are 16 times the true ones; the epilogue shifts that away. Zero points of asymmetric weights enter as
 // - zero_point[n] * row_sum[m], with codes and zero points less 8. This saves bytes of weights, not multiplications: the
 // ceiling is the rate of 8-bit products.

@@ -7,6 +7,16 @@
 // before tiling spreads it. On a device its time compares the int8 path with an emulated mma.s4. `steps` is a multiple
 // of 4.
 //
+//     memory     │ step 0: lane 0 │ lane 1 │ ... │ lane 31 │ step 1: lane 0 │ ...      48 bytes a lane with STEP 8, else 32
+//     a lane     │ x[0] x[1] x[2] x[3] │ x[4] .. x[7] with STEP 8 │ w[0] w[1] │ nothing, up to whole 16 bytes
+//
+//     STEP 8     A = x[0..3], then A = x[4..7]                       B = low, high of w[0], then of w[1]
+//     STEP 4     A = low, low, high, high of x[0], x[1], x[0], x[1],  the same
+//                then of x[2], x[3]
+//     STEP 0     A = x[0..3]                                         B = w[0], w[1]
+//
+// Registers of A and B are those of the map in primitives.cuh.
+//
 // A step of W4A8 on most architectures     and on sm_103a, whose int8 products are cut down
 //   6 unpacking + 1..4 moving                the same, and 4 or 5 UIADD3 around every IMMA, which copy its four sums:
 //   2 IMMA                                   7 more a step on average. They come with the instruction, not with the

@@ -18,7 +18,7 @@ import numpy as np
 from kernels.cuda import conv, int4, int8, weight_only
 from kernels.cuda.capability import Via, capability, shared_bytes_limit
 from kernels.cuda.epilogue import EpilogueArguments, Output
-from kernels.cuda.packing import STRIP_ROWS, pack_fragments, pack_int4, padded_k
+from kernels.cuda.packing import GROUP_SIZES, STRIP_ROWS, pack_fragments, pack_int4, padded_k
 from kernels.cuda.signature import signature_of
 from kernels.cuda.source import Defines, KernelSource
 from kernels.op_shape import Conv2dShape, LinearShape, OpShape
@@ -122,6 +122,8 @@ def product_launches(op: LinearShape, precision: Precision, arch: str, cores: in
             found += [_wgmma(tile, op, output, cores) for tile in _fitting(int8.GEMM_S8_WGMMA, op.m, op.n)]
         return found
     if precision.is_weight_only and precision.weight_bits == 4 and not output.is_code:
+        if precision.group_size not in (None, *GROUP_SIZES):
+            return []
         return [_weight_only(tile, op, precision.group_size, output, cores) for tile in weight_only.TILES]
     if precision.name in ("w4a8", "w4a4"):
         native = precision.name == "w4a4" and capability(arch, "w4a4") is Via.NATIVE
@@ -131,11 +133,10 @@ def product_launches(op: LinearShape, precision: Precision, arch: str, cores: in
 
 
 def conv_launches(op: Conv2dShape, precision: Precision, arch: str, cores: int, output: Output) -> list[Launch]:
-    """Launches of a convolution: as itself, and as the matrix product it may be."""
-    plans = [
-        conv.plan_convolution(op, precision, arch, cores, tile=tile) for tile in conv.fitting_tiles(op, precision, arch)
-    ]
-    found = [_conv(plan, output) for plan in plans]
+    """Launches of a convolution: as itself where its sums fit into 32 bits, and as the matrix product it may be."""
+    fits = op.in_channels // op.groups * op.kernel[0] * op.kernel[1] <= int8.MAX_K
+    tiles = conv.fitting_tiles(op, precision, arch) if fits else []
+    found = [_conv(conv.plan_convolution(op, precision, arch, cores, tile=tile), output) for tile in tiles]
     product = conv.as_product(op)
     if product is not None:
         flat = product_launches(product, precision, arch, cores, output)

@@ -15,6 +15,7 @@ from kernels.backends.cuda_kernels import OurKernels
 from kernels.backends.cuda_models import MODELS
 from kernels.backends.cuda_opponents import opponents
 from kernels.backends.cuda_timing import MOST_COPIES, ROTATED_SHARE, copies_for
+from kernels.cuda.int8 import GEMM_S8
 from kernels.errors import BadTable, KernelsError
 from kernels.hardware_profile import HardwareProfile
 from kernels.latency_table import LatencyTable, RowScope
@@ -143,9 +144,30 @@ def test_a_kernel_that_fails_is_left_out_and_the_pair_goes_to_another() -> None:
 def test_a_full_card_costs_the_pair_and_not_the_sweep() -> None:
     backend = faulty("gemm_w4a8", OutOfDeviceMemory("out of memory", hint="use a smaller batch"))
     result = measured(backend, [(LINEAR, W4A8), (LINEAR, W8A8)])
-    assert [(entry.precision, entry.code) for entry in result.refused] == [("w4a8", "op_failed")]
+    assert [(entry.precision, entry.code) for entry in result.refused] == [("w4a8", "device_out_of_memory")]
     assert "out of memory" in result.refused[0].reason
+    assert "smaller batch" in result.refused[0].hint
     assert result.table.has(LINEAR, W8A8, 1)
+
+
+def test_memory_is_not_blamed_where_another_kernel_failed_otherwise() -> None:
+    fails: dict[str, Exception] = {f"gemm_s8 {tile}": OutOfDeviceMemory("out of memory") for tile in GEMM_S8.tiles}
+    fails["torch._int_mm"] = OpFailed("CUDA_ERROR_INVALID_VALUE")
+    result = measured(backend_on(FakeCudaDevice(arch="sm_80", fails_on=fails)), [(LINEAR, W8A8)])
+    assert [entry.code for entry in result.refused] == ["op_failed"]
+    assert "out of memory" in result.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    "error", [OutOfDeviceMemory("out of memory"), OpFailed("CUDA_ERROR_INVALID_VALUE")], ids=["memory", "launch"]
+)
+def test_a_conversion_that_fails_costs_its_row_and_not_the_sweep(error: OpFailed) -> None:
+    result = measured(backend_on(FakeCudaDevice(fails_on={"quantize default": error})), [(LINEAR, W8A8)])
+    assert result.refused == ()
+    assert result.table.has(LINEAR, W8A8, 1)
+    assert "quantize" not in {row.signature.split("_")[0] for row in result.table.overheads}
+    (run,) = result.table.runs.values()
+    assert {entry["code"] for entry in run["overheads_refused"]} == {error.code}
 
 
 def test_a_wrong_kernel_gets_no_row() -> None:
@@ -184,6 +206,12 @@ def test_a_precision_without_a_kernel_is_refused_by_name() -> None:
     result = measured(backend_on(FakeCudaDevice()), [(CONV, Precision("w2a2")), (CONV, W8A8)])
     assert [(entry.precision, entry.code) for entry in result.refused] == [("w2a2", "unsupported_precision")]
     assert result.table.has(CONV, W8A8, 1)
+
+
+def test_groups_that_no_kernel_scales_by_are_refused_by_name() -> None:
+    result = measured(backend_on(FakeCudaDevice()), [(LINEAR, Precision("w4a16-g48")), (LINEAR, W8A8)])
+    assert [(entry.precision, entry.code) for entry in result.refused] == [("w4a16-g48", "unsupported_precision")]
+    assert result.table.has(LINEAR, W8A8, 1)
 
 
 def test_a_table_of_another_card_or_driver_is_refused() -> None:

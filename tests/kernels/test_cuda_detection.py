@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from kernels.backends import cuda_profile
-from kernels.backends.cuda_detect import DriverFacts, check_facts, hash_uuid, identity_of
+from kernels.backends.cuda_detect import DriverFacts, check_facts, hash_uuid, identity_of, read_driver
 from kernels.backends.cuda_driver import DriverCudaDevice, translate
 from kernels.backends.cuda_telemetry import read_telemetry, throttle_reasons
 from kernels.errors import BackendUnavailable, KernelsError
@@ -55,6 +56,47 @@ def test_a_gpu_is_identified_by_what_decides_its_times() -> None:
 def test_a_gpu_that_cannot_be_used_says_why(change: dict[str, Any], code: str, hint: str) -> None:
     with pytest.raises(BackendUnavailable) as caught:
         check_facts(replace(H200, **change), 13)
+    assert caught.value.code == code
+    assert hint in caught.value.hint
+
+
+def answering(error: Exception, version: object) -> dict[str, Any]:
+    """Modules of a cuda-core whose device cannot be opened, on a driver that runs CUDA `version` (or raises)."""
+
+    def refuse(index: int) -> None:
+        raise error
+
+    def cuDriverGetVersion() -> tuple[int, object]:
+        if isinstance(version, Exception):
+            raise version
+        return 0, version
+
+    driver = SimpleNamespace(cuDriverGetVersion=cuDriverGetVersion)
+    bindings = SimpleNamespace(__version__="13.0.1", driver=driver)
+    core = SimpleNamespace(Device=refuse)
+    return {
+        "cuda": SimpleNamespace(bindings=bindings, core=core), "cuda.bindings": bindings,
+        "cuda.bindings.driver": driver, "cuda.core": core,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "version", "code", "hint"),
+    [
+        (RuntimeError("DynamicLibNotFoundError: libcuda.so.1"), RuntimeError("libcuda"), "cuda_no_driver", "install"),
+        (RuntimeError("CUDA_ERROR_NO_DEVICE"), 13000, "cuda_no_device", "nvidia-smi"),
+        (RuntimeError("CUDA_ERROR_UNKNOWN"), 0, "cuda_no_device", "nvidia-smi"),
+        (RuntimeError('Function "cuCtxGetDevice_v2" not found'), 12040, "cuda_driver_too_old", "cuda12"),
+    ],
+    ids=["no driver", "no device", "no version", "too old"],
+)
+def test_a_device_that_cannot_be_opened_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, version: object, code: str, hint: str
+) -> None:
+    for name, module in answering(error, version).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(BackendUnavailable) as caught:
+        read_driver()
     assert caught.value.code == code
     assert hint in caught.value.hint
 
@@ -120,6 +162,10 @@ def test_a_torch_without_cuda_is_named(gpu: Any, monkeypatch: pytest.MonkeyPatch
         ("CUDA_ERROR_OUT_OF_MEMORY", "device_out_of_memory"),
         ("CUDA error: an illegal memory access was encountered", "device_lost"),
         ("CUDA_ERROR_LAUNCH_FAILED", "device_lost"),
+        ("CUDA error: the launch timed out and was terminated", "device_lost"),
+        ("CUDA error: operation not supported on global/shared address space", "device_lost"),
+        ("CUDA error: invalid program counter", "device_lost"),
+        ("CUDA error: hardware stack error", "device_lost"),
         ("CUDA_ERROR_INVALID_VALUE", "op_failed"),
     ],
 )

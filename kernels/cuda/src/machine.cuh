@@ -1,8 +1,8 @@
 // Machine: the operations that only this kind of processor has, each as one function around one instruction.
 //
 // Kernels never include this file; they use `primitives.cuh`, which builds on it and hides what an architecture lacks.
-// Nothing else in the package contains inline assembly or a CUDA intrinsic, so a test can replace this one file by a CPU
-// implementation and run the very same kernels.
+// Beside it only `hopper_machine.cuh` contains inline assembly or a CUDA intrinsic, so a test can replace these two files
+// by a CPU implementation and run the very same kernels.
 #pragma once
 
 typedef signed char s8;

@@ -62,6 +62,10 @@ def test_only_what_fits_into_a_block_and_into_32_bits_is_launched() -> None:
     assert "gemm_s8_wgmma 128x256" in offered["sm_90a"]
     too_long = parse_op_shape(f"linear_m8_k{MAX_K + 1}_n8_b1")
     assert launches(too_long, Precision("w8a8"), "sm_80", 100, Output.S8) == []
+    for channels, fits in ((MAX_K // 9, True), (MAX_K // 9 + 1, False)):
+        picture = parse_op_shape(f"conv2d_n1_c{channels}_h3_w3_o8_k3x3_s1x1_p1x1x1x1_d1x1_g1_b1")
+        for precision in ("w8a8", "w4a8"):
+            assert bool(launches(picture, Precision(precision), "sm_80", 100, Output.S8)) is fits
     assert shared_bytes_limit("sm_121a") == 99 * 1024
     assert shared_bytes_limit("gfx942") == 0
 
@@ -85,6 +89,7 @@ def test_precisions_are_looked_up_without_group_or_dynamic() -> None:
     assert capability("sm_80", "w8a8-dynamic") is Via.NATIVE
     assert capability("sm_90a", "w4a4") is Via.VIA_INT8
     assert capability("sm_80", "w3a3") is Via.UNSUPPORTED
+    assert capability("sm_80", "w8a16") is Via.UNSUPPORTED  # tensor cores could; no kernel here does
 
 
 def test_kernels_fall_back_to_the_instruction_an_architecture_has() -> None:
