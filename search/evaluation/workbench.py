@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,11 @@ class Workbench:
         return float(self.loss.per_sample(self._simulated[id(data)], outputs, data.inputs).mean())
 
     def build(self, plan: PlannedAssembly) -> Evaluated:
-        """The plan assembled, refitted on its own quantized upstream, written, audited and run on *select*."""
+        """The plan assembled, refitted on its own quantized upstream, written, audited and run on *select*.
+
+        Its name gets a number where one of that name was built before: two rounds may tighten a limit alike.
+        """
+        plan = replace(plan, name=self._free_name(plan.name))
         graph, profile, point = self.costs.graph, self.costs.profile, self.target.point
         assembly = self.assemblies[plan.name] = self.assembly(plan)
         folder = self.folder / f"build_{self.index}_{len(self.bundles)}"
@@ -96,6 +101,9 @@ class Workbench:
             self.models[plan.name] = self.backend.load_model(bundle.model, point.threads, profile.session_options)
         outputs = self._outputs(self._runner(plan), self.splits.select, self._run_chunk(plan))
         return Evaluated(plan, bundle.size_bytes, None, self._assess(outputs, self.splits.select), discarded)
+
+    def _free_name(self, name: str) -> str:
+        return next(free for free in (name, *(f"{name} ({n})" for n in count(2))) if free not in self.bundles)
 
     def _network(self, backend: Cuda, assembly: Assembly) -> LoadedModel:
         """What runs on a GPU: no file is loaded there, every layer is bound to the kernel its precision names."""
@@ -188,9 +196,9 @@ class Workbench:
     def _timing_inputs(self) -> dict[str, np.ndarray[Any, Any]]:
         """One batch of real samples where they have the operating point's shapes, seeded noise where not."""
         shapes = self.costs.shapes.tensor_shapes
-        count = self.target.point.batch
+        batch = self.target.point.batch
         data = self.splits.select
-        real = {name: np.resize(array, (count, *array.shape[1:])) for name, array in data.inputs.items()}
+        real = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in data.inputs.items()}
         if all(array.shape == tuple(shapes[name]) for name, array in real.items()):
             return real
         return random_inputs(self.costs.graph, self.costs.shapes)

@@ -250,6 +250,22 @@ def test_a_file_over_the_size_limit_is_solved_again_under_a_lower_one(
     assert {row["metric"] for row in over} == {row["metric"] for row in again}
 
 
+def test_assemblies_of_one_name_are_told_apart(scanned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds that tighten a limit by the same factor name what they solve alike."""
+    build = workbench.Workbench.build
+
+    def shortened(bench: workbench.Workbench, plan: PlannedAssembly) -> Evaluated:
+        return build(bench, plan if plan.name == "fp32" else replace(plan, name=plan.name[:3]))
+
+    monkeypatch.setattr(workbench.Workbench, "build", shortened)
+    report, _ = finish(scanned, tmp_path, spec(BUDGETS))
+    (target,) = report["targets"]
+    names = [row["name"] for row in target["assemblies"]]
+    assert len(set(names)) == len(names)
+    assert any(name.endswith(" (2)") for name in names)
+    assert not list(tmp_path.glob("build_*"))
+
+
 def test_model_that_nothing_can_quantize_is_refused_at_once_with_its_reasons(tmp_path: Path) -> None:
     b = Builder(0)
     b.node("MatMul", [b.normal("w", 4, 4), b.node("Transpose", ["x"], "turned", perm=[1, 0])], "product")
