@@ -103,7 +103,8 @@ class Workbench:
         return Evaluated(plan, bundle.size_bytes, None, self._assess(outputs, self.splits.select), discarded)
 
     def _free_name(self, name: str) -> str:
-        return next(free for free in (name, *(f"{name} ({n})" for n in count(2))) if free not in self.bundles)
+        numbered = (f"{name} ({number})" for number in count(2))
+        return name if name not in self.bundles else next(free for free in numbered if free not in self.bundles)
 
     def _network(self, backend: Cuda, assembly: Assembly) -> LoadedModel:
         """What runs on a GPU: no file is loaded there, every layer is bound to the kernel its precision names."""
