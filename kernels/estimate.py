@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kernels.errors import NotMeasured
 from kernels.hardware_profile import HardwareProfile
 from kernels.op_shape import Conv2dShape, EmbeddingShape, LinearShape, OpShape
-from kernels.precision import FP16, FP32, Precision
+from kernels.precision import FP32, Precision
 
 UNITS = {"TOPS": 1e12, "TFLOPS": 1e12, "GB/s": 1e9}
 US = 1e6
@@ -58,11 +58,11 @@ def bytes_moved(profile: HardwareProfile, op: OpShape, precision: Precision) -> 
     precision = profile.served_as(op.kind, precision)
     read = written = precision.activation_bits
     if precision.is_weight_only:
-        read = written = _float_bits(profile)
+        read = written = profile.full_precision.activation_bits
     elif recipe is not None and not recipe.output_quantized:
-        written = _float_bits(profile)
+        written = profile.full_precision.activation_bits
     if recipe is not None and recipe.activation is not None and recipe.activation.dynamic:
-        read = _float_bits(profile)
+        read = profile.full_precision.activation_bits
     weights = op.tokens * op.width if isinstance(op, EmbeddingShape) else op.weight_count
     return (weights * precision.weight_bits + op.input_elements * read + op.output_elements * written) / 8
 
@@ -72,7 +72,7 @@ def arithmetic(profile: HardwareProfile, op: OpShape, precision: Precision) -> s
     if precision.is_float:
         return profile.served_as(op.kind, precision).name
     if not precision.quantizes_activations:
-        return "fp16" if profile.device.kind == "gpu" else FP32.name
+        return profile.full_precision.name
     support = profile.support.get((op.kind, precision.name))
     if support is not None and support.via == "via_int8":
         return "int8"
@@ -114,7 +114,7 @@ def _tiled_us(
 
 def conversion_us(profile: HardwareProfile) -> float:
     """Microseconds per activation element that is quantized or dequantized: a float and a code pass the memory."""
-    return (_float_bits(profile) + CODE_BITS) / 8 / _rate(profile, "memory", "memory") * US
+    return (profile.full_precision.activation_bits + CODE_BITS) / 8 / _rate(profile, "memory", "memory") * US
 
 
 def product_of(op: LinearShape | Conv2dShape) -> tuple[int, int, int, int]:
@@ -136,8 +136,3 @@ def _rate(profile: HardwareProfile, name: str, share: str) -> float:
         )
     achieved = profile.achieved.get(share)
     return peak.value * UNITS[peak.unit] * (1.0 if achieved is None else achieved.value)
-
-
-def _float_bits(profile: HardwareProfile) -> int:
-    """Width of the activations between integer layers."""
-    return (FP16 if profile.device.kind == "gpu" else FP32).activation_bits

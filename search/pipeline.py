@@ -15,7 +15,6 @@ from kernels.registry import backend_for
 from search.allocation.solver import check_solver
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.recipes import recipes_for, wanted_of
-from search.data.chunking import count_samples
 from search.evaluation.answers import why_not_compared
 from search.evaluation.evaluate import evaluate_target
 from search.evaluation.verdict import labels_missing
@@ -40,6 +39,7 @@ from search.scanning import (
     split_data,
 )
 from search.sensitivity.requested import computable, scan_metrics
+from search.simulation.simulator import count_samples
 from search.study import Study, Target, parse_study, require_goals
 from search.study_folder import StudyFolder
 

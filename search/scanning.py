@@ -12,7 +12,7 @@ import numpy as np
 from search.candidates.candidate_set import CandidateSet
 from search.candidates.recipes import Recipes, recipes_for
 from search.candidates.saved import finish_missing
-from search.data.chunking import chunk_size, count_samples
+from search.data.chunking import chunk_size
 from search.data.dataset import Dataset, Splits, load_dataset, split_dataset
 from search.data.synthetic_data import synthesize
 from search.errors import UnsupportedOp
@@ -23,7 +23,7 @@ from search.loss.model_loss import ModelLoss
 from search.sensitivity.requested import SHARED_SCAN, normalised_loss, save_traces
 from search.sensitivity.scan import scan_rows
 from search.simulation.onnxruntime_simulator import OnnxRuntimeSimulator
-from search.simulation.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator, count_samples
 from search.simulation.torch_simulator import TorchSimulator
 from search.study import Study, Target, parse_study
 from search.study_folder import StudyFolder

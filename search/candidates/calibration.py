@@ -15,7 +15,7 @@ from search.errors import BadSubmission, NotEnoughData
 from search.graph import Graph, Layer
 from search.quantizer.clipping import ACTIVATION_RULES, Histogram, activation_range, range_error
 from search.quantizer.uniform import SMALLEST_SCALE, range_parameters
-from search.simulation.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator, count_samples
 
 Progress = Callable[[int, int], None]
 Key = tuple[str, Numerics]
@@ -159,7 +159,7 @@ def calibrate(
         best_rules[tensor, numerics] = rule
         power = float(np.square(histogram.centers) @ histogram.counts / max(histogram.counts.sum(), 1))
         errors[tensor, numerics] = float(expected[best] / power) if power > 0 else 0.0
-    samples = sum(len(next(iter(chunk.values()))) for chunk in chunks)
+    samples = sum(count_samples(chunk) for chunk in chunks)
     return Calibration(quantizers, best_rules, errors, samples)
 
 

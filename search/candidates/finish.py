@@ -33,7 +33,7 @@ from search.quantizer.fake_quantize import Transform, activation_transform
 from search.quantizer.storage import INT32_BIAS_LIMIT, has_int32_bias, layer_bytes
 from search.quantizer.uniform import quantize_rows, weight_rows
 from search.simulation.layer_output import LayerFunction, output_channel_axis
-from search.simulation.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator, count_samples
 
 Progress = Callable[[int, int], None]
 
@@ -108,7 +108,7 @@ def finish_wanted(
             if work.needs_data:
                 name = work.layer.input
                 values = np.ascontiguousarray(kept[name] if name in kept else chunk[name])
-                work.observe(torch.from_numpy(values), samples=len(next(iter(chunk.values()))))
+                work.observe(torch.from_numpy(values), samples=count_samples(chunk))
         done += 1
         if progress is not None:
             progress(done, total)

@@ -17,7 +17,7 @@ from search.candidates.candidate_set import CandidateSet
 from search.candidates.finish import Progress, finish_wanted, split_recipes
 from search.candidates.recipes import Recipes, Wanted, wanted_of
 from search.data.fingerprint import add_chunks
-from search.simulation.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator, count_samples
 
 _VERSION = 2
 
@@ -55,7 +55,7 @@ def finish_missing(
             )
             saved.save(prints[each], found[each])
     quantizers = {key: quantizer for part in found.values() for key, quantizer in part.quantizers.items()}
-    samples = sum(len(next(iter(chunk.values()))) for chunk in chunks)
+    samples = sum(count_samples(chunk) for chunk in chunks)
     return tuple(
         CandidateSet(
             candidates={key: found[Wanted(*key, recipe)].candidates[key] for key, recipe in makeable.items()},

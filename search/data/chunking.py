@@ -8,15 +8,10 @@ from kernels.operating_point import OperatingPoint
 from search.data.dataset import Dataset
 from search.graph import Graph
 from search.onnx_import import operating_shapes
-from search.simulation.simulator import Arrays
 
 ACTIVATION_ELEMENTS = 64_000_000
 """All activations of one chunk together: 256 MB in float32, since a scan keeps a chunk's tensors to resume from."""
 MOST_SAMPLES = 64
-
-
-def count_samples(chunk: Arrays) -> int:
-    return len(next(iter(chunk.values())))
 
 
 def chunk_size(graph: Graph, data: Dataset) -> int:

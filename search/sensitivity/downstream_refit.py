@@ -18,7 +18,7 @@ from torch import Tensor
 from search.assembly import Assembly
 from search.graph import Graph, LayerKind
 from search.simulation.layer_output import output_channel_axis
-from search.simulation.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator, count_samples
 from search.simulation.torch_simulator import TorchSimulator, compile_hooks
 
 # Two numbers per channel are fitted on the chunk itself; on fewer samples the fit would take out true error too.
@@ -28,14 +28,14 @@ _TINY = 1e-30
 
 def can_refit(simulator: Simulator, chunks: Sequence[Arrays]) -> bool:
     """Whether chunks go through the simulator whole and are large enough to fit on."""
-    smallest = min((len(next(iter(chunk.values()))) for chunk in chunks), default=0)
+    smallest = min((count_samples(chunk) for chunk in chunks), default=0)
     return isinstance(simulator, TorchSimulator) and simulator.graph.fixed_batch is None and smallest >= FEWEST_SAMPLES
 
 
 def with_whole_tail(chunks: Sequence[Arrays]) -> list[Arrays]:
     """The chunks with a last one that is too small to fit on joined to the one before it."""
     chunks = list(chunks)
-    if len(chunks) > 1 and len(next(iter(chunks[-1].values()))) < FEWEST_SAMPLES:
+    if len(chunks) > 1 and count_samples(chunks[-1]) < FEWEST_SAMPLES:
         before, tail = chunks[-2:]
         chunks[-2:] = [{name: np.concatenate([array, tail[name]]) for name, array in before.items()}]
     return chunks

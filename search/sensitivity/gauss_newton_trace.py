@@ -18,7 +18,7 @@ from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.probed_run import ProbedProgram, gradients, pieces, single_threaded
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
-from search.simulation.simulator import Arrays
+from search.simulation.simulator import Arrays, count_samples
 
 EXACT_OUTPUTS = 32
 _BATCHED_ELEMENTS = 1 << 26
@@ -45,7 +45,7 @@ def gauss_newton_traces(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[tuple[str, str], list[float]] = {}
     counts: dict[tuple[str, str], int] = {}
-    total = sum(len(next(iter(chunk.values()))) for chunk in chunks)
+    total = sum(count_samples(chunk) for chunk in chunks)
     done = 0
     used = method
     for piece in pieces(probed.program, chunks, size=1):

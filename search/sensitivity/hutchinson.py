@@ -20,7 +20,7 @@ from search.loss.model_loss import ModelLoss
 from search.onnx_import import Program
 from search.sensitivity.probed_run import ProbedProgram, ProbedRun, gradients, pieces
 from search.sensitivity.traces import MeanTrace, Traces, mean_trace
-from search.simulation.simulator import Arrays
+from search.simulation.simulator import Arrays, count_samples
 
 FIRST_LOOK = 8
 CAP = 256
@@ -144,7 +144,7 @@ def top_eigenvalues(
 
 
 def _samples(chunks: Sequence[Arrays]) -> int:
-    return sum(len(next(iter(chunk.values()))) for chunk in chunks)
+    return sum(count_samples(chunk) for chunk in chunks)
 
 
 def _signs(weight: Tensor, *seed: int) -> Tensor:

@@ -16,7 +16,7 @@ from search.sensitivity.estimate import Sensitivity
 from search.sensitivity.metrics import METRICS, Subject, measure, metric_for
 from search.sensitivity.saved_traces import saved_traces
 from search.sensitivity.scan import scan
-from search.simulation.simulator import Arrays, Simulator
+from search.simulation.simulator import Arrays, Simulator, count_samples
 from search.simulation.torch_simulator import TorchSimulator
 from search.study import DEFAULT_METRICS
 
@@ -112,7 +112,7 @@ def _first_samples(chunks: Sequence[Arrays], count: int) -> list[Arrays]:
     """The leading chunks that hold about `count` samples, whole so that fixed batches stay whole; at least one."""
     kept: list[Arrays] = []
     for chunk in chunks:
-        if kept and sum(len(next(iter(each.values()))) for each in kept) >= count:
+        if kept and sum(count_samples(each) for each in kept) >= count:
             break
         kept.append(chunk)
     return kept

@@ -11,6 +11,11 @@ from search.assembly import Assembly
 from search.graph import Graph
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
+"""A chunk of samples: arrays by input or output name, samples along the first axis of each."""
+
+
+def count_samples(chunk: Arrays) -> int:
+    return len(next(iter(chunk.values())))
 
 
 class Simulator(Protocol):

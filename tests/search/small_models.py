@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -147,3 +149,11 @@ def recipes_for(graph: Graph, conv_bits: tuple[int, ...] = (8, 4)) -> dict[tuple
         elif layer.op_kind == "embedding":
             found[layer.name, "w8a16"] = EMBEDDING_W8
     return found
+
+
+def study_folder(folder: Path) -> Path:
+    """A new folder with `small_cnn` and enough images for every split, as a stage finds it."""
+    folder.mkdir()
+    onnx.save(small_cnn().model, folder / "model.onnx")
+    np.savez(folder / "dataset.npz", **images(390))
+    return folder

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from small_models import images, small_cnn
+from small_models import small_cnn, study_folder
 
 import search.candidates.saved as saved_candidates
 import search.sensitivity.saved_traces as saved_traces
@@ -21,6 +20,7 @@ from search.candidates.candidate_set import CandidateSet
 from search.pipeline import STAGES
 from search.scanning import scan_shard
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
 FILES = ("candidates_{}.json", "sensitivity_{}.json", "loss_{}.json")
 MODEL = small_cnn()
@@ -33,21 +33,6 @@ def spec(*hardware: str) -> dict[str, Any]:
         "scan_samples": 128, "front_points": 4, "estimates": True, "metrics": ["kl", "gauss_newton", "hessian_trace"],
     }  # fmt: skip
     return {"targets": targets, "seed": 1, "options": options}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def study(folder: Path) -> Path:
-    folder.mkdir()
-    onnx.save(MODEL.model, folder / "model.onnx")
-    np.savez(folder / "dataset.npz", **images(390))
-    return folder
 
 
 def take_up(source: Path, target: Path) -> None:
@@ -111,7 +96,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
     folders = {}
     for slug in ("fake", "t4"):
-        folders[slug] = study(tmp_path_factory.mktemp("alone") / slug)
+        folders[slug] = study_folder(tmp_path_factory.mktemp("alone") / slug)
         STAGES["scan"](spec(slug), folders[slug], QUIET)
     return folders
 
@@ -119,7 +104,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_new_target_needs_only_the_recipes_it_adds(
     alone: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, computed = study(tmp_path / "study"), Computed(monkeypatch)
+    folder, computed = study_folder(tmp_path / "study"), Computed(monkeypatch)
     take_up(alone["fake"], folder)
     done = STAGES["scan"](spec("fake", "t4", "h200"), folder, QUIET)
     sets = [CandidateSet.load(folder, f"_{position}") for position in (0, 1)]
@@ -139,9 +124,9 @@ def test_a_new_target_needs_only_the_recipes_it_adds(
 def test_shards_of_the_union_are_every_targets_scan_bit_for_bit(
     alone: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merged, computed = study(tmp_path / "merged"), Computed(monkeypatch)
+    merged, computed = study_folder(tmp_path / "merged"), Computed(monkeypatch)
     for index in range(2):
-        part = study(tmp_path / f"part{index}")
+        part = study_folder(tmp_path / f"part{index}")
         scan_shard({**spec("t4", "fake"), "shard": [index, 2]}, part, QUIET)
         take_up(part, merged)
     pairs = sum(len(CandidateSet.load(folder, "_0").candidates) for folder in alone.values())
@@ -153,7 +138,7 @@ def test_shards_of_the_union_are_every_targets_scan_bit_for_bit(
 
 
 def test_shards_without_data_scan_each_targets_own_dimensions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, computed = study(tmp_path / "study"), Computed(monkeypatch)
+    folder, computed = study_folder(tmp_path / "study"), Computed(monkeypatch)
     (folder / "dataset.npz").unlink()
     request = spec("fake", "t4")
     request["options"]["metrics"] = ["weight_error"]
@@ -167,7 +152,7 @@ def test_shards_without_data_scan_each_targets_own_dimensions(tmp_path: Path, mo
 
 
 def test_a_study_of_two_numerics_ends_in_two_verdicts(tmp_path: Path) -> None:
-    folder, request = study(tmp_path / "study"), spec("fake", "t4")
+    folder, request = study_folder(tmp_path / "study"), spec("fake", "t4")
     request["options"] |= {"metrics": ["kl"], "front_points": 2, "scan_samples": 64, "precisions": ["w8a8", "w4a8"]}
     for stage in STAGES:
         done = STAGES[stage](request, folder, QUIET)

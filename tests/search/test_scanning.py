@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from small_models import images, small_cnn
+from small_models import study_folder
 
 import search.candidates.saved as saved_candidates
 import search.sensitivity.scan as sensitivity_scan
@@ -20,6 +19,7 @@ from search.scanning import scan_shard
 from search.sensitivity.storage import load_sensitivities
 from search.stages import STAGES as STAGE_NAMES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
 SPEC: dict[str, Any] = {
     "targets": [{"hardware": "fake"}],
@@ -28,25 +28,10 @@ SPEC: dict[str, Any] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def study(folder: Path) -> Path:
-    folder.mkdir()
-    onnx.save(small_cnn().model, folder / "model.onnx")
-    np.savez(folder / "dataset.npz", **images(390))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
-    folder = study(tmp_path_factory.mktemp("whole") / "study")
+    folder = study_folder(tmp_path_factory.mktemp("whole") / "study")
     STAGES["scan"](SPEC, folder, QUIET)
     return folder
 
@@ -66,9 +51,9 @@ def refuse(*_: object, **__: object) -> Any:
 def test_shards_are_the_scan_bit_for_bit(
     whole: Path, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    merged = study(tmp_path / "merged")
+    merged = study_folder(tmp_path / "merged")
     for index in reversed(range(count)):
-        part = study(tmp_path / f"part{index}")
+        part = study_folder(tmp_path / f"part{index}")
         scan_shard({**SPEC, "shard": [index, count]}, part, QUIET)
         share(part, merged)
     monkeypatch.setattr(saved_candidates, "finish_wanted", refuse)
@@ -86,7 +71,7 @@ def test_shards_are_the_scan_bit_for_bit(
 def test_an_interrupted_scan_goes_on_where_it_stopped(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = study(tmp_path / "study")
+    folder = study_folder(tmp_path / "study")
     monkeypatch.setattr(sensitivity_scan, "_BLOCK_KEYS", 2)
     sound, calls = sensitivity_scan._measure, []
 
@@ -112,7 +97,7 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(
 def test_a_new_device_needs_only_the_precisions_it_adds(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = study(tmp_path / "study")
+    folder = study_folder(tmp_path / "study")
     narrow = {**SPEC, "options": {**SPEC["options"], "precisions": ["w8a8"]}}
     STAGES["scan"](narrow, folder, QUIET)
     sound, built = sensitivity_scan._measure, []
