@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ POSTGRESQL_CONNECT = {
 # A process stopped inside a transaction keeps its locks: the server ends it, and others do not wait for ever.
 IDLE_IN_TRANSACTION_S = 15.0
 LOCK_S = 10.0
+_SQLITE_NOW = "unix_now"
 _SQLITE_LOCKED = frozenset({5, 6})  # busy, locked
 _SQLITE_OUTAGES = frozenset({5, 6, 10, 13, 14})  # busy, locked, I/O error, full, cannot open
 _POSTGRESQL_OUTAGES = ("08", "53", "57P", "55P03", "40", "25P03")  # connection, resources, shutdown, locks, rollback
@@ -42,8 +44,8 @@ class database_now(FunctionElement[float]):
 
 @compiles(database_now, "sqlite")
 def _sqlite_now(element: object, compiler: Any, **kw: Any) -> str:
-    # unixepoch('subsec') is NULL before SQLite 3.42, and a NULL lease would never expire.
-    return "((julianday('now')-2440587.5)*86400.0)"
+    # SQLite's own functions count whole milliseconds, in which two rows can be written: a list by time needs finer.
+    return f"{_SQLITE_NOW}()"
 
 
 @compiles(database_now, "postgresql")
@@ -156,6 +158,7 @@ def _sqlite_engine(url: str, begin: str) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: object) -> None:
         connection.isolation_level = None
+        connection.create_function(_SQLITE_NOW, 0, time.time)
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_MS}")
         cursor.execute("PRAGMA journal_mode=WAL")
