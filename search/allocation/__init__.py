@@ -1,7 +1,7 @@
 """Which candidate each layer gets: the integer linear program, its bound, the Pareto front, interactions."""
 
 from search.allocation.allocate import reachable_range, solve
-from search.allocation.front import best_within, pareto_front
+from search.allocation.front import best_within, pareto_front, whole_front
 from search.allocation.problem import (
     Allocation,
     AllocationProblem,
@@ -29,4 +29,5 @@ __all__ = [
     "problem_to_json",
     "reachable_range",
     "solve",
+    "whole_front",
 ]

@@ -3,34 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from search.allocation.problem import AllocationProblem, Choice
+from search.allocation.problem import FLOAT_DOMAIN, AllocationProblem, Choice
 from search.errors import BadSubmission
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
-FLOAT_DOMAIN = "float"
 ROUNDING = 1e-12
 """Relative slack when a total meets its limit: sums of float64 costs in another order differ by about this much."""
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Boundaries between two groups: `cost[k, e]` of resource k is paid when the ends' domains differ."""
+    """Boundaries between two groups: `cost[k, e]` of resource k is paid when just one end is in `domain[e]`."""
 
     first: Ints
     second: Ints
+    domain: Ints
     cost: Floats
 
     def __len__(self) -> int:
         return len(self.first)
+
+    def crossed(self, here: Ints) -> Bools:
+        """Which are paid (E,) when the groups are in the domains `here` (L,)."""
+        found: Bools = (here[self.first] == self.domain) != (here[self.second] == self.domain)
+        return found
+
+    def costing(self, cost: Floats) -> Edges:
+        """The same edges at other costs, (K, E)."""
+        return replace(self, cost=cost)
+
+    def only(self, which: Ints) -> Edges:
+        """Some of the edges, by position."""
+        return Edges(self.first[which], self.second[which], self.domain[which], self.cost[:, which])
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Arrays:
 
     `loss` (L, B) holds inf where a group has no such choice; `allowed` (L, B) leaves out choices that pins or dominance
     removed; `cost` (K, L, B) includes boundaries whose other end is fixed; `limit` (K,) is the budget less the
-    constant; `domain` (L, B) numbers the activation domains, 0 is `float`.
+    constant; `domain` (L, B) numbers the choices' domains, 0 is `float`.
     """
 
     names: tuple[str, ...]
@@ -68,8 +81,7 @@ class Arrays:
         """Exactly rounded cost of an allocation per resource, (K,), without the constants."""
         rows = np.arange(self.groups)
         spent = self.cost[:, rows, choice]
-        domain = self.domain[rows, choice]
-        crossed = domain[self.edges.first] != domain[self.edges.second]
+        crossed = self.edges.crossed(self.domain[rows, choice])
         return np.array(
             [math.fsum([*spent[k].tolist(), *self.edges.cost[k][crossed].tolist()]) for k in range(len(self.resources))]
         )
@@ -88,7 +100,7 @@ class Arrays:
             budget=self.budget[keep],
             constant=self.constant[keep],
             limit=self.limit[keep],
-            edges=Edges(self.edges.first, self.edges.second, self.edges.cost[keep]),
+            edges=self.edges.costing(self.edges.cost[keep]),
         )
 
     def fits(self, choice: Ints) -> bool:
@@ -245,7 +257,7 @@ def lay_out(problem: AllocationProblem, *, resources: Sequence[str] | None = Non
             domain[g, b] = domain_code.setdefault(choice.domain, len(domain_code))
             for k, resource in enumerate(resources):
                 cost[k, g, b] = choice.costs.get(resource, 0.0)
-    edges = _edges(problem, resources, cost, domain, np.isfinite(loss))
+    edges = _edges(problem, resources, cost, domain, domain_code, np.isfinite(loss))
     budget = np.array([float(problem.budgets.get(name, math.inf)) for name in resources])
     constant = np.array([float(problem.constants.get(name, 0.0)) for name in resources])
     return Arrays(
@@ -264,24 +276,35 @@ def lay_out(problem: AllocationProblem, *, resources: Sequence[str] | None = Non
     )
 
 
-def _edges(problem: AllocationProblem, resources: Sequence[str], cost: Floats, domain: Ints, real: Bools) -> Edges:
-    """Boundaries merged per pair of groups; those with a fixed end are added to `cost` in place."""
+def _edges(
+    problem: AllocationProblem,
+    resources: Sequence[str],
+    cost: Floats,
+    domain: Ints,
+    domain_code: Mapping[str, int],
+    real: Bools,
+) -> Edges:
+    """Boundaries merged per pair of groups and domain; those with a fixed end are added to `cost` in place.
+
+    A domain that no choice is in has no boundaries.
+    """
     index = {group.name: g for g, group in enumerate(problem.groups)}
     row = {resource: k for k, resource in enumerate(resources)}
-    merged: dict[tuple[int, int], Floats] = {}
+    merged: dict[tuple[int, int, int], Floats] = {}
     for boundary in problem.boundaries:
-        if boundary.resource not in row or boundary.cost == 0:
+        if boundary.resource not in row or boundary.cost == 0 or boundary.domain not in domain_code:
             continue
-        k, first = row[boundary.resource], index[boundary.first]
+        k, first, code = row[boundary.resource], index[boundary.first], domain_code[boundary.domain]
         if boundary.second is None:
-            cost[k, first, (domain[first] != 0) & real[first]] += boundary.cost
+            outside = domain_code[FLOAT_DOMAIN] == code
+            cost[k, first, ((domain[first] == code) != outside) & real[first]] += boundary.cost
             continue
         second = index[boundary.second]
-        pair = (min(first, second), max(first, second))
-        merged.setdefault(pair, np.zeros(len(resources)))[k] += boundary.cost
-    pairs = np.array(list(merged), dtype=np.int64).reshape(-1, 2)
+        key = (min(first, second), max(first, second), code)
+        merged.setdefault(key, np.zeros(len(resources)))[k] += boundary.cost
+    ends = np.array(list(merged), dtype=np.int64).reshape(-1, 3).T.copy()
     costs = np.array(list(merged.values())).reshape(len(merged), len(resources)).T
-    return Edges(pairs[:, 0].copy(), pairs[:, 1].copy(), np.ascontiguousarray(costs))
+    return Edges(ends[0], ends[1], ends[2], np.ascontiguousarray(costs))
 
 
 def drop_dominated(arrays: Arrays, keep: Bools | None = None) -> Arrays:
@@ -319,6 +342,6 @@ def all_costs(problem: AllocationProblem, precisions: dict[str, str]) -> dict[st
             terms.setdefault(resource, []).append(value)
     for boundary in problem.boundaries:
         other = FLOAT_DOMAIN if boundary.second is None else taken[boundary.second].domain
-        crossed = taken[boundary.first].domain != other
+        crossed = (taken[boundary.first].domain == boundary.domain) != (other == boundary.domain)
         terms.setdefault(boundary.resource, []).append(boundary.cost if crossed else 0.0)
     return {resource: math.fsum(values) for resource, values in terms.items()}

@@ -1,9 +1,10 @@
 """Lagrangian bound of the separable program: what no allocation under the same budgets can beat.
 
-Budgets move into the objective with multipliers λ ≥ 0. A boundary cost c_e·[d_u ≠ d_v] is replaced by transfers
-c_e·ω_e(d_u) − c_e·ω_e(d_v) with max ω_e − min ω_e ≤ 1, which never exceed it. Then
+Budgets move into the objective with multipliers λ ≥ 0. A boundary cost c_e·|i_u − i_v|, where i is 1 for an end in the
+edge's domain and 0 for any other, is replaced by the transfer c_e·ω_e·(i_u − i_v) with |ω_e| ≤ 1, which never exceeds
+it. Then
 
-    L(λ, ω) = Σ_g min_b [c_gb + Σ_k λ_k (r_kgb ± Σ_e c_ke ω_e)] − Σ_k λ_k R_k  ≤  every feasible objective,
+    L(λ, ω) = Σ_g min_b [c_gb + Σ_k λ_k (r_kgb ± Σ_e c_ke ω_e i_gb)] − Σ_k λ_k R_k  ≤  every feasible objective,
 
 for any such λ and ω, so the bound is proven by evaluating it, however roughly it was maximised. For fixed ω it is
 maximised over λ by tangents (exact for one budget: the lower convex hull), for fixed λ over ω edge by edge in closed
@@ -83,7 +84,7 @@ def scale(arrays: Arrays) -> Scaled:
         cost=arrays.cost / row_unit[:, None, None],
         limit=(arrays.limit + arrays.tolerance) / row_unit,  # what `fits` accepts, so that the bound holds for it
         row_unit=row_unit,
-        edges=Edges(arrays.edges.first, arrays.edges.second, arrays.edges.cost / row_unit[:, None]),
+        edges=arrays.edges.costing(arrays.edges.cost / row_unit[:, None]),
         domain=arrays.domain,
         domains=arrays.domains,
         offset=float(np.sum(least)),
@@ -96,13 +97,13 @@ def maximise(scaled: Scaled, start: Floats | None = None) -> Dual:
     rows = len(scaled.limit)
     positive = np.maximum(scaled.edges.cost, 0.0)
     limit = scaled.limit - np.minimum(scaled.edges.cost, 0.0).sum(axis=1)  # an edge that pays is assumed to pay always
-    transfers = np.zeros((len(scaled.edges), scaled.domains))
+    transfers = np.zeros(len(scaled.edges))
     multipliers = np.zeros(rows) if start is None else start.copy()
     ceiling = float(np.where(scaled.allowed, scaled.loss, -np.inf).max(axis=1).sum())
     search = _Multipliers(scaled.loss, limit, ceiling)
     cost = scaled.cost
     multipliers, value, unbounded = search.best(cost, multipliers)
-    if rows and scaled.domains > 1 and np.any(positive > 0) and not unbounded:
+    if rows and np.any(positive > 0) and not unbounded:
         colours = _colour(scaled.edges)
         for _ in range(_ROUNDS):
             before = value
@@ -262,40 +263,37 @@ def _move_transfers(
     theta = scaled.loss + np.tensordot(multipliers, scaled.cost, axes=1)
     least = np.stack([np.where(scaled.domain == d, theta, np.inf).min(axis=1) for d in range(scaled.domains)], axis=1)
     worth = multipliers @ positive
-    moved = transfers * worth[:, None]
-    shift = np.zeros_like(least)
-    np.add.at(shift, scaled.edges.first, moved)
-    np.subtract.at(shift, scaled.edges.second, moved)
-    least += shift
-    parts = [(e, scaled.edges.first[e], scaled.edges.second[e], worth[e]) for e in colours]
-    domains = [(d, [other for other in range(scaled.domains) if other != d]) for d in range(scaled.domains)]
-    if len(domains) == 2:  # only the difference of two transfers matters: moving one of them is enough
-        domains = domains[:1]
+    moved = transfers * worth
+    np.add.at(least, (scaled.edges.first, scaled.edges.domain), moved)
+    np.subtract.at(least, (scaled.edges.second, scaled.edges.domain), moved)
+    parts = [(e, scaled.edges.first[e], scaled.edges.second[e], scaled.edges.domain[e], worth[e]) for e in colours]
     for _ in range(_SWEEPS):
-        for e, u, v, most in parts:
-            for d, others in domains:
-                own, theirs = moved[e, d], moved[e][:, others]
-                low, high = theirs.max(axis=1) - most, theirs.min(axis=1) + most
-                with np.errstate(invalid="ignore"):
-                    rise = least[u][:, others].min(axis=1) - (least[u, d] - own)
-                    fall = (least[v, d] + own) - least[v][:, others].min(axis=1)
-                    target = np.clip(np.nan_to_num((rise + fall) / 2, nan=0.0), low, high)
-                least[u, d] += target - own
-                least[v, d] -= target - own
-                moved[e, d] = target
-    safe = np.where(worth > 0, worth, 1.0)
-    return np.where(worth[:, None] > 0, moved / safe[:, None], 0.0)
+        for e, u, v, inside, most in parts:
+            own = moved[e]
+            with np.errstate(invalid="ignore"):
+                rise = _outside(least, u, inside) - (least[u, inside] - own)
+                fall = (least[v, inside] + own) - _outside(least, v, inside)
+                target = np.clip(np.nan_to_num((rise + fall) / 2, nan=0.0), -most, most)
+            least[u, inside] += target - own
+            least[v, inside] -= target - own
+            moved[e] = target
+    return np.where(worth > 0, moved / np.where(worth > 0, worth, 1.0), 0.0)
+
+
+def _outside(least: Floats, group: Ints, inside: Ints) -> Floats:
+    """The least of each group's domains other than `inside`."""
+    others = least[group]
+    others[np.arange(len(group)), inside] = np.inf
+    found: Floats = others.min(axis=1)
+    return found
 
 
 def _shifted(scaled: Scaled, positive: Floats, transfers: Floats) -> Floats:
     """Costs (K, L, B) with every edge's transfers added to its ends."""
     rows, groups = scaled.cost.shape[:2]
-    shift = np.zeros((groups, rows, scaled.domains))
-    amount = positive.T[:, :, None] * transfers[:, None, :]
-    np.add.at(shift, scaled.edges.first, amount)
-    np.subtract.at(shift, scaled.edges.second, amount)
-    by_choice = np.take_along_axis(
-        shift, np.broadcast_to(scaled.domain[:, None, :], (groups, rows, scaled.domain.shape[1])), axis=2
-    )
-    moved: Floats = scaled.cost + by_choice.transpose(1, 0, 2)
+    shift = np.zeros((groups, scaled.domains, rows))
+    amount = (positive * transfers).T
+    np.add.at(shift, (scaled.edges.first, scaled.edges.domain), amount)
+    np.subtract.at(shift, (scaled.edges.second, scaled.edges.domain), amount)
+    moved: Floats = scaled.cost + shift[np.arange(groups)[:, None], scaled.domain].transpose(2, 0, 1)
     return moved

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from search.allocation.arrays import Arrays, Bools, Edges, Floats, Ints, drop_dominated
+from search.allocation.arrays import Arrays, Bools, Floats, Ints, drop_dominated
 from search.allocation.bound import LARGEST_SCORE, Dual, Scaled, maximise, scale
 from search.allocation.moves import greedy
 from search.allocation.solver import Program, Selection, Status, run
@@ -228,13 +228,16 @@ def restrict(scaled: Scaled, open_choices: Bools, base: Ints) -> tuple[Program, 
     here = scaled.domain[rows, taken]
     kept: list[int] = []
     edges = scaled.edges
+    crossed = edges.crossed(here)
     for e, (u, v) in enumerate(zip(edges.first.tolist(), edges.second.tolist(), strict=True)):
         if several[u] and several[v]:
             kept.append(e)
         elif several[u] or several[v]:
             free, other = (u, v) if several[u] else (v, u)
-            cost[:, position[free]] += edges.cost[:, e, None] * (scaled.domain[free] != here[other])[None, :]
-        elif here[u] != here[v]:
+            inside = edges.domain[e]
+            pays = (scaled.domain[free] == inside) != (here[other] == inside)
+            cost[:, position[free]] += edges.cost[:, e, None] * pays[None, :]
+        elif crossed[e]:
             for k in range(len(spent)):
                 spent[k].append(float(edges.cost[k, e]))
     allowed = open_choices[groups]
@@ -243,8 +246,8 @@ def restrict(scaled: Scaled, open_choices: Bools, base: Ints) -> tuple[Program, 
         [math.fsum([float(scaled.limit[k]), *(-x for x in spent[k]), *(-least[k]).tolist()]) for k in range(len(spent))]
     )
     cost = np.where(allowed, cost - least[:, :, None], 0.0)
-    kept_cost = edges.cost[:, kept]
-    spread = cost.max(axis=(1, 2), initial=0.0) + np.abs(kept_cost).sum(axis=1)
+    open_edges = edges.only(np.array(kept, dtype=np.int64))
+    spread = cost.max(axis=(1, 2), initial=0.0) + np.abs(open_edges.cost).sum(axis=1)
     row_unit = np.where(limit > 1e-6 * spread, limit, np.where(spread > 0, spread, 1.0))
     row_unit = np.where(np.isfinite(row_unit), row_unit, np.where(spread > 0, spread, 1.0))
     loss = np.where(allowed, scaled.loss[groups], 0.0)
@@ -258,7 +261,11 @@ def restrict(scaled: Scaled, open_choices: Bools, base: Ints) -> tuple[Program, 
         cost=cost / row_unit[:, None, None],
         limit=limit / row_unit,
         domain=scaled.domain[groups],
-        domains=scaled.domains,
-        edges=Edges(position[edges.first[kept]], position[edges.second[kept]], kept_cost / row_unit[:, None]),
+        edges=replace(
+            open_edges,
+            first=position[open_edges.first],
+            second=position[open_edges.second],
+            cost=open_edges.cost / row_unit[:, None],
+        ),
     )
     return program, groups, unit

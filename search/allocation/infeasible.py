@@ -19,11 +19,10 @@ def cheapest(arrays: Arrays, row: int, *, solver: str, clock: Clock, sign: float
     cost = np.where(arrays.allowed, sign * arrays.cost[row], np.inf)
     greedy: Ints = cost.argmin(axis=1)
     paid = sign * arrays.edges.cost[row]
-    domain = arrays.domain[np.arange(arrays.groups), greedy]
-    crossed = domain[arrays.edges.first] != domain[arrays.edges.second]
+    crossed = arrays.edges.crossed(arrays.domain[np.arange(arrays.groups), greedy])
     if not np.any(paid[crossed] > 0) and not np.any(paid[~crossed] < 0):
         return greedy
-    one = Edges(arrays.edges.first, arrays.edges.second, sign * arrays.edges.cost[row : row + 1])
+    one = arrays.edges.costing(sign * arrays.edges.cost[row : row + 1])
     row_unit = np.array([float(np.abs(arrays.cost[row]).sum() + np.abs(paid).sum())])
     cost = sign * arrays.cost[row : row + 1]
     return _least_growth(arrays, cost, one, np.zeros(1), row_unit, solver, clock, greedy)
@@ -86,8 +85,7 @@ def _least_growth(
         cost=spread / unit[:, None, None],
         limit=(base * budget - constant - shifted.sum(axis=1)) / unit,
         domain=arrays.domain,
-        domains=arrays.domains,
-        edges=Edges(edges.first, edges.second, edges.cost / unit[:, None]),
+        edges=edges.costing(edges.cost / unit[:, None]),
         growth=np.where(budget > 0, budget / unit, 0.0),
         weight=1e4,
     )

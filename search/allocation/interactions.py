@@ -151,7 +151,6 @@ class _Outer:
             cost=scaled.cost,
             limit=scaled.limit,
             domain=scaled.domain,
-            domains=scaled.domains,
             edges=scaled.edges,
             weight=1.0,
         )

@@ -99,12 +99,16 @@ def _correct_neighbours(scaled: Scaled, k: int, choice: Ints, group: Ints, to: I
     edges, domain = scaled.edges, scaled.domain
     here = domain[np.arange(len(choice)), choice]
     goes = domain[group, to]
-    for u, v, cost in zip(edges.first.tolist(), edges.second.tolist(), edges.cost[k].tolist(), strict=True):
+    crossed = edges.crossed(here)
+    ends = zip(edges.first.tolist(), edges.second.tolist(), edges.domain.tolist(), strict=True)
+    for e, (u, v, inside) in enumerate(ends):
+        cost = float(edges.cost[k, e])
         mine, theirs = np.flatnonzero(group == u), np.flatnonzero(group == v)
         if cost == 0 or not mine.size or not theirs.size:
             continue
-        new_u, new_v = goes[mine][:, None], goes[theirs][None, :]
-        now = float(here[u] != here[v])
-        extra = cost * ((new_u != new_v) - (new_u != here[v]).astype(float) - (here[u] != new_v).astype(float) + now)
+        new_u, new_v = (goes[mine] == inside)[:, None], (goes[theirs] == inside)[None, :]
+        old_u, old_v = here[u] == inside, here[v] == inside
+        change = (new_u != new_v) - (new_u != old_v).astype(float) - (old_u != new_v).astype(float)
+        extra = cost * (change + float(crossed[e]))
         together[np.ix_(mine, theirs)] += extra
         together[np.ix_(theirs, mine)] += extra.T

@@ -21,9 +21,10 @@ def move_costs(cost: Floats, edges: Edges, domain: Ints, domains: int, choice: I
         return change
     here = domain[rows, choice]
     shift = np.zeros((len(choice), len(cost), domains))
+    now = edges.crossed(here).astype(np.float64)
+    inside = np.arange(domains)[None, :] == edges.domain[:, None]
     for near, far in ((edges.first, edges.second), (edges.second, edges.first)):
-        now = (here[near] != here[far]).astype(np.float64)
-        then = (np.arange(domains)[None, :] != here[far][:, None]).astype(np.float64)
+        then = (inside != (here[far] == edges.domain)[:, None]).astype(np.float64)
         np.add.at(shift, near, edges.cost.T[:, :, None] * (then - now[:, None])[:, None, :])
     index = np.broadcast_to(domain[:, None, :], (len(choice), len(cost), domain.shape[1]))
     return change + np.take_along_axis(shift, index, axis=2).transpose(1, 0, 2)
@@ -32,8 +33,7 @@ def move_costs(cost: Floats, edges: Edges, domain: Ints, domains: int, choice: I
 def totals(scaled: Scaled, choice: Ints) -> Floats:
     """Resources used, (K,), in scaled rows and float64 sums (for steering; results are re-added exactly)."""
     rows = np.arange(len(choice))
-    domain = scaled.domain[rows, choice]
-    crossed = domain[scaled.edges.first] != domain[scaled.edges.second]
+    crossed = scaled.edges.crossed(scaled.domain[rows, choice])
     used: Floats = scaled.cost[:, rows, choice].sum(axis=1) + scaled.edges.cost[:, crossed].sum(axis=1)
     return used
 

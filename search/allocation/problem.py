@@ -8,19 +8,21 @@ from typing import Any
 
 import numpy as np
 
+FLOAT_DOMAIN, INT8_DOMAIN = "float", "int8"
+
 
 @dataclass(frozen=True)
 class Choice:
     """One precision a group may take: expected loss increase and cost per resource.
 
     Resources are free names; studies use `latency_us@<target>`, `size_bytes`, `bops`, `peak_memory_bytes@<step>`.
-    `domain` says which arithmetic its activations live in (`float`, `int8`); boundary costs compare it.
+    `domain` says which arithmetic it computes in (`float`, `int8`, a kernel class); boundaries ask for it.
     """
 
     precision: str
     loss: float
     costs: Mapping[str, float]
-    domain: str = "float"
+    domain: str = FLOAT_DOMAIN
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Boundary:
-    """An edge between two groups that costs `cost` of `resource` when their chosen domains differ.
+    """An edge between two groups that costs `cost` of `resource` when just one of its ends is in `domain`.
 
-    `second` None means the other end is fixed to domain `float` (a graph input or an op outside every group).
+    `second` None means the other end is fixed to domain `float` (a graph input or an op outside every group). With
+    `int8` it prices a conversion; with a kernel's domain, a change into or out of that kernel.
     """
 
     resource: str
     first: str
     second: str | None
     cost: float
+    domain: str = INT8_DOMAIN
 
 
 @dataclass(frozen=True)

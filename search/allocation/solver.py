@@ -46,7 +46,6 @@ class Program:
     cost: Floats
     limit: Floats
     domain: Ints
-    domains: int
     edges: Edges
     growth: Floats | None = None
     weight: float = 0.0
@@ -154,9 +153,9 @@ def _build(program: Program, relaxed: bool) -> tuple[Any, dict[tuple[int, int], 
 def _add_boundaries(
     problem: Any, program: Program, x: dict[tuple[int, int], Any], members: dict[int, list[int]]
 ) -> dict[int, Any]:
-    """y_e = 1 when the ends of edge e lie in different domains: y ≥ |X_u,d − X_v,d| for every domain d.
+    """y_e = 1 when just one end of edge e is in its domain d: y ≥ |X_u,d − X_v,d|.
 
-    An edge that pays (negative cost) also needs y ≤ 2 − X_u,d − X_v,d, or y would rise by itself.
+    An edge that pays (negative cost) also needs y ≤ X_u,d + X_v,d ≤ 2 − y, or y would rise by itself.
     """
     crossed: dict[int, Any] = {}
     edges = program.edges
@@ -164,15 +163,13 @@ def _add_boundaries(
         u, v = int(edges.first[e]), int(edges.second[e])
         y = problem.add_variable(f"y_{e}", 0, 1)
         crossed[e] = y
-        for d in range(program.domains):
-            in_u = [(x[u, b], 1.0) for b in members[u] if program.domain[u, b] == d]
-            in_v = [(x[v, b], 1.0) for b in members[v] if program.domain[v, b] == d]
-            if not in_u and not in_v:
-                continue
-            problem += pulp.LpAffineExpression([(y, 1.0), *_negated(in_u), *in_v]) >= 0
-            problem += pulp.LpAffineExpression([(y, 1.0), *in_u, *_negated(in_v)]) >= 0
-            if np.any(edges.cost[:, e] < 0):
-                problem += pulp.LpAffineExpression([(y, 1.0), *in_u, *in_v]) <= 2
+        in_u = [(x[u, b], 1.0) for b in members[u] if program.domain[u, b] == edges.domain[e]]
+        in_v = [(x[v, b], 1.0) for b in members[v] if program.domain[v, b] == edges.domain[e]]
+        problem += pulp.LpAffineExpression([(y, 1.0), *_negated(in_u), *in_v]) >= 0
+        problem += pulp.LpAffineExpression([(y, 1.0), *in_u, *_negated(in_v)]) >= 0
+        if np.any(edges.cost[:, e] < 0):
+            problem += pulp.LpAffineExpression([(y, 1.0), *in_u, *in_v]) <= 2
+            problem += pulp.LpAffineExpression([(y, 1.0), *_negated(in_u), *_negated(in_v)]) <= 0
     return crossed
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from search.allocation.arrays import check
-from search.allocation.problem import AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.allocation.problem import INT8_DOMAIN, AllocationProblem, Boundary, Choice, Group, Quadratic
 from search.errors import BadSubmission
 
 SCHEMA_VERSION = 1
@@ -38,7 +38,13 @@ def problem_to_json(problem: AllocationProblem) -> dict[str, Any]:
         "budgets": {name: budget if math.isfinite(budget) else None for name, budget in problem.budgets.items()},
         "constants": dict(problem.constants),
         "boundaries": [
-            {"resource": edge.resource, "first": edge.first, "second": edge.second, "cost": edge.cost}
+            {
+                "resource": edge.resource,
+                "first": edge.first,
+                "second": edge.second,
+                "cost": edge.cost,
+                "domain": edge.domain,
+            }
             for edge in problem.boundaries
         ],
         "pins": dict(problem.pins),
@@ -94,7 +100,10 @@ def _read(data: Mapping[str, Any]) -> AllocationProblem:
         budgets={name: math.inf if budget is None else float(budget) for name, budget in data["budgets"].items()},
         constants=_numbers(data["constants"]),
         boundaries=tuple(
-            Boundary(edge["resource"], edge["first"], edge["second"], float(edge["cost"]))
+            # Problems stored before boundaries had a domain knew conversions alone.
+            Boundary(
+                edge["resource"], edge["first"], edge["second"], float(edge["cost"]), edge.get("domain", INT8_DOMAIN)
+            )
             for edge in data["boundaries"]
         ),
         pins=dict(data["pins"]),

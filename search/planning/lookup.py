@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from search.allocation import pareto_front
+from search.allocation import whole_front
 from search.allocation.problem import AllocationProblem, FrontPoint
 
-LOOKUP_POINTS = 512
+LOOKUP_POINTS, LOOKUP_SECONDS = 512, 8.0
 CODES = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -20,9 +20,7 @@ def lookup_document(problem: AllocationProblem, resource: str, front: Sequence[F
     """
     offers = [[choice.precision for choice in group.choices] for group in problem.groups]
     can_code = max((len(names) for names in offers), default=0) <= len(CODES)
-    separable = problem.interactions is None and not any(edge.resource == resource for edge in problem.boundaries)
-    if separable:
-        front = pareto_front(problem, resource, points=LOOKUP_POINTS)
+    front = whole_front(problem, resource, points=LOOKUP_POINTS, time_limit_s=LOOKUP_SECONDS) or front
     paired = list(zip(problem.groups, offers, strict=True))
 
     def coded(point: FrontPoint) -> str:

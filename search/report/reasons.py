@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
+from search.allocation.problem import FLOAT_DOMAIN, AllocationProblem, Boundary, Choice, Group
 
 PREFIXES = ("", "k", "M", "G", "T")
 UNITS = {
@@ -93,9 +93,10 @@ def _cost_change(group: Group, other: Choice, chosen: Mapping[str, Choice], edge
         change[resource] += other.costs.get(resource, 0.0) - current.costs.get(resource, 0.0)
     for edge in edges:
         end = edge.second if edge.first == group.name else edge.first
-        domain = "float" if end is None else chosen[end].domain
         if end != group.name:
-            change[edge.resource] += edge.cost * ((other.domain != domain) - (current.domain != domain))
+            beyond = (FLOAT_DOMAIN if end is None else chosen[end].domain) == edge.domain
+            then, now = ((choice.domain == edge.domain) != beyond for choice in (other, current))
+            change[edge.resource] += edge.cost * (then - now)
     return change
 
 

@@ -12,6 +12,8 @@ from search.allocation import AllocationProblem, Boundary, Choice, Group, Quadra
 
 PRECISIONS = ("fp32", "w8a8", "w4a8", "w4a16", "w2a16")
 DOMAINS = {"fp32": "float", "w8a8": "int8", "w4a8": "int8", "w4a16": "float", "w2a16": "half"}
+ASKED = ("int8", "int8", "half", "float", "nowhere")
+"""What boundaries ask for: every domain, and one that no choice is in."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def enumerate_all(problem: AllocationProblem) -> Every:
             totals[name] += np.array([choice.costs.get(name, 0.0) for choice in group.choices])[column]
     for boundary in problem.boundaries:
         other = "float" if boundary.second is None else domains[:, position[boundary.second]]
-        totals[boundary.resource] += boundary.cost * (domains[:, position[boundary.first]] != other)
+        inside = domains[:, position[boundary.first]] == boundary.domain
+        totals[boundary.resource] += boundary.cost * (inside != (other == boundary.domain))
     if problem.interactions is not None:
         keys, matrix = problem.interactions.keys, problem.interactions.matrix
         present = np.stack([taken[:, position[name]] == precision for name, precision in keys], axis=1).astype(float)
@@ -103,11 +106,13 @@ def random_problem(
     if boundaries if boundaries is not None else rng.random() < 0.5:
         for g in range(count):
             if rng.random() < 0.2:
-                edges.append(Boundary(names[0], f"g{g}", None, float(rng.random() * 0.3)))
+                inside = ASKED[int(rng.integers(len(ASKED)))]
+                edges.append(Boundary(names[0], f"g{g}", None, float(rng.random() * 0.3), inside))
             for other in range(g):
                 if rng.random() < 0.3:
                     cost = float(rng.random() * 0.5) * (-1 if rng.random() < 0.15 else 1)
-                    edges.append(Boundary(names[int(rng.integers(kinds))], f"g{other}", f"g{g}", cost))
+                    resource, inside = names[int(rng.integers(kinds))], ASKED[int(rng.integers(len(ASKED)))]
+                    edges.append(Boundary(resource, f"g{other}", f"g{g}", cost, inside))
     pins = {}
     if rng.random() < 0.4:
         group = made[int(rng.integers(count))]

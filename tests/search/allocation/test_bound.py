@@ -15,7 +15,7 @@ from search.allocation.bound import maximise, scale
 
 
 def linear_relaxation(arrays: Arrays) -> float:
-    """min loss over fractional choices with y ≥ |X_u,d − X_v,d|, by a generic solver; inf if infeasible."""
+    """min loss over fractional choices with y ≥ |X_u,d − X_v,d| for each edge's d, by a generic solver; inf if none."""
     groups, width = arrays.loss.shape
     cells = [(g, b) for g in range(groups) for b in range(width) if arrays.allowed[g, b]]
     count, edges = len(cells), len(arrays.edges)
@@ -27,16 +27,15 @@ def linear_relaxation(arrays: Arrays) -> float:
         rows.append(np.array([arrays.cost[k, g, b] for g, b in cells] + arrays.edges.cost[k].tolist()))
         right.append(arrays.limit[k])
     for e in range(edges):
-        for d in range(arrays.domains):
-            row = np.zeros(count + edges)
-            for i, (g, b) in enumerate(cells):
-                if arrays.domain[g, b] == d:
-                    row[i] = float(g == arrays.edges.first[e]) - float(g == arrays.edges.second[e])
-            for sign in (1.0, -1.0):
-                bounded = sign * row
-                bounded[count + e] = -1.0
-                rows.append(bounded)
-                right.append(0.0)
+        row = np.zeros(count + edges)
+        for i, (g, b) in enumerate(cells):
+            if arrays.domain[g, b] == arrays.edges.domain[e]:
+                row[i] = float(g == arrays.edges.first[e]) - float(g == arrays.edges.second[e])
+        for sign in (1.0, -1.0):
+            bounded = sign * row
+            bounded[count + e] = -1.0
+            rows.append(bounded)
+            right.append(0.0)
     costs = np.array([arrays.loss[g, b] for g, b in cells] + [0.0] * edges)
     answer = linprog(costs, np.array(rows), np.array(right), equal, np.ones(groups), bounds=(0, 1), method="highs")
     return float(answer.fun) if answer.status == 0 else np.inf

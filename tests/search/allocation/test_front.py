@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from allocation_instances import enumerate_all, random_problem
 
-from search.allocation import AllocationProblem, FrontPoint, best_within, front, pareto_front
+from search.allocation import AllocationProblem, FrontPoint, best_within, front, pareto_front, whole_front
 from search.errors import BadSubmission
 
 
@@ -29,9 +29,10 @@ def as_pairs(points: list[FrontPoint]) -> list[tuple[float, float]]:
     return [(point.cost, point.loss) for point in points]
 
 
-def test_the_whole_front_of_one_resource_is_that_of_brute_force() -> None:
+@pytest.mark.parametrize("boundaries", [False, True])
+def test_the_whole_front_of_one_resource_is_that_of_brute_force(boundaries: bool) -> None:
     for seed in range(60):
-        problem = random_problem(seed, boundaries=False, resources=1, tightness=1.0)
+        problem = random_problem(seed, boundaries=boundaries, resources=1, tightness=1.0)
         (resource,) = problem.budgets
         expected = true_front(problem, resource, {})
         found = pareto_front(replace(problem, budgets={}), resource, points=10**6)
@@ -40,7 +41,7 @@ def test_the_whole_front_of_one_resource_is_that_of_brute_force() -> None:
         assert all(point.exact and point.gap == 0 for point in found)
 
 
-def test_boundaries_other_budgets_and_interactions_are_swept_with_proofs() -> None:
+def test_other_budgets_and_interactions_are_swept_with_proofs() -> None:
     checked = 0
     for seed in range(8):
         problem = random_problem(seed, boundaries=True, resources=2, interactions=seed % 2 == 1, tightness=0.6)
@@ -59,11 +60,15 @@ def test_boundaries_other_budgets_and_interactions_are_swept_with_proofs() -> No
     assert checked > 14
 
 
-def test_lists_that_outgrow_their_bound_fall_back_to_the_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = replace(random_problem(3, groups=7, boundaries=False, resources=1, tightness=1.0), budgets={})
+@pytest.mark.parametrize(("bound", "most"), [("_MOST_STATES", 4), ("_MOST_LISTS", 1), ("_MERGE_SHARE", 0.0)])
+def test_lists_that_outgrow_their_bound_fall_back_to_the_sweep(
+    monkeypatch: pytest.MonkeyPatch, bound: str, most: float
+) -> None:
+    problem = replace(random_problem(3, groups=7, boundaries=True, resources=1, tightness=1.0), budgets={})
     resource = next(iter(problem.groups[0].choices[0].costs))
     whole = pareto_front(problem, resource, points=10**6)
-    monkeypatch.setattr(front, "_MOST_STATES", 4)
+    assert whole == whole_front(problem, resource, points=10**6)
+    monkeypatch.setattr(front, bound, most)
     for point in pareto_front(problem, resource, points=15):
         assert point.exact
         best = best_within(whole, point.cost)

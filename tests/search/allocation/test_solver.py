@@ -76,8 +76,7 @@ def test_a_program_that_fools_integer_preprocessing(solver: str) -> None:
         cost=np.array([[[0.0, 0.945371101078], [0.0, 1.43258997898], [0.0, 1.0388373989], [0.0, 0.270893760282]]]),
         limit=np.ones(1),
         domain=np.tile([0, 1], (4, 1)),
-        domains=2,
-        edges=Edges(np.array([1]), np.array([2]), np.array([[0.110249243599]])),
+        edges=Edges(np.array([1]), np.array([2]), np.array([1]), np.array([[0.110249243599]])),
     )
     answer = run(program, solver=solver)
     assert answer.choice is not None
