@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from search.allocation.problem import FLOAT_DOMAIN, AllocationProblem, Choice
+from search.allocation.problem import AllocationProblem, Choice
+from search.domain import FLOAT_DOMAIN
 from search.errors import BadSubmission
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-FLOAT_DOMAIN, INT8_DOMAIN = "float", "int8"
+from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from search.allocation.arrays import check
-from search.allocation.problem import INT8_DOMAIN, AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.allocation.problem import AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.domain import INT8_DOMAIN
 from search.errors import BadSubmission
 
 SCHEMA_VERSION = 1

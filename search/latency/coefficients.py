@@ -1,16 +1,19 @@
-"""Coefficients of the latency fit: T = c0 + sum of scale * row + q * converted elements.
+"""Coefficients of the latency fit: T = c0 + sum of scale * row + q * converted elements + sum of price * switches.
 
 Every (kernel class, op shape) has a scale of its own: a convolution timed alone pays for layouts that a network shares,
 and what share of its time that is depends on its shape. Some twenty runs cannot fix so many scales, so they are pulled:
 those of one class towards each other, and the classes towards the slope of a straight line through the runs. That is
 the most likely point of a hierarchical normal model (Lindley & Smith 1972), found as bounded linear least squares. The
 errors are *relative*, so that every run counts the same whatever its length.
+
+A kernel that follows one of another kind runs slower than one that follows its own: on one CPU a 4-bit kernel by some
+40 us whatever its size. Each domain has a price per switch into it, pulled to nothing unless the runs ask for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +32,8 @@ of them left 1.8 % on the others without scales per shape and 0.9 % with them; t
 the same few shapes, lose nothing."""
 LEAST_SCALE = 0.2
 """No scale is below this part of the straight line's: a layer that costs nothing would mislead the solver."""
+SWITCH_SPREAD = 0.01
+"""Standard deviation of the price of one switch, as a part of the median run."""
 ELEMENTS_UNIT = 1e6
 """Elements are counted in millions inside the fit, which keeps its columns of one magnitude."""
 
@@ -48,17 +53,20 @@ class EndToEndRun:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """`intercept_us` >= 0, a scale >= 0 per (kernel class, op shape), `us_per_element` >= 0."""
+    """`intercept_us`, a scale per (kernel class, op shape), `us_per_element`, `us_per_switch` by domain: all >= 0."""
 
     intercept_us: float
     scales: Mapping[KernelShape, float]
     us_per_element: float
+    us_per_switch: Mapping[str, float] = field(default_factory=dict)
 
     def predict_us(self, terms: LatencyTerms, precisions: Mapping[str, str]) -> float:
         """Microseconds of one run; layers left out of `precisions` are in full precision."""
         total = self.intercept_us + self.us_per_element * terms.converted_elements(precisions)
         for kernel_shape, table_us in terms.row_sums_us(precisions).items():
             total += self.scale(kernel_shape) * table_us
+        for domain, count in terms.switches(precisions).items():
+            total += self.us_per_switch.get(domain, 0.0) * count
         return total
 
     def scale(self, kernel_shape: KernelShape) -> float:
@@ -76,12 +84,17 @@ class Coefficients:
             {"kernel_class": kernel_class, "op": shape, "scale": scale}
             for (kernel_class, shape), scale in self.scales.items()
         ]
-        return {"intercept_us": self.intercept_us, "scales": scales, "us_per_element": self.us_per_element}
+        return {
+            "intercept_us": self.intercept_us,
+            "scales": scales,
+            "us_per_element": self.us_per_element,
+            "us_per_switch": dict(self.us_per_switch),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Coefficients:
         scales = {(each["kernel_class"], each["op"]): each["scale"] for each in data["scales"]}
-        return cls(data["intercept_us"], scales, data["us_per_element"])
+        return cls(data["intercept_us"], scales, data["us_per_element"], data["us_per_switch"])
 
 
 def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, noise: float = NOISE) -> Coefficients:
@@ -92,17 +105,32 @@ def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, nois
     measured = np.array([run.median_us for run in runs])
     table = np.array([[each.get(name, 0.0) for name in scales] for each in sums]).reshape(len(runs), -1)
     elements = np.array([terms.converted_elements(run.precisions) / ELEMENTS_UNIT for run in runs])
+    counts = [terms.switches(run.precisions) for run in runs]
+    domains = [domain for domain in terms.switched_domains if any(domain in each for each in counts)]
+    switches = np.array([[float(each.get(domain, 0)) for domain in domains] for each in counts]).reshape(len(runs), -1)
     line = _straight_line_slope(table.sum(axis=1), measured)
 
     classes = np.array([[float(name == kernel_class) for kernel_class in used] for name, _ in scales])
-    data = np.column_stack([np.ones(len(runs)), table, np.zeros((len(runs), len(used))), elements])
-    shape_prior = np.column_stack([np.zeros(len(scales)), np.eye(len(scales)), -classes, np.zeros(len(scales))])
-    class_prior = np.column_stack([np.zeros((len(used), 1 + len(scales))), np.eye(len(used)), np.zeros(len(used))])
+    sizes = [1, len(scales), len(used), 1, len(domains)]  # intercept, scales, class means, elements, switches
+    ends = np.cumsum(sizes)
+    unknowns = np.eye(ends[-1])
+    of_scales, of_classes, of_switches = (unknowns[ends[k] - sizes[k] : ends[k]] for k in (1, 2, 4))
+    data = np.column_stack([np.ones(len(runs)), table, np.zeros((len(runs), len(used))), elements, switches])
     system = np.vstack(
-        [data / measured[:, None] / noise, shape_prior / (SHAPE_SPREAD * line), class_prior / (CLASS_SPREAD * line)]
+        [
+            data / measured[:, None] / noise,
+            (of_scales - classes @ of_classes) / (SHAPE_SPREAD * line),
+            of_classes / (CLASS_SPREAD * line),
+            of_switches / (SWITCH_SPREAD * float(np.median(measured))),
+        ]
     )
     wanted = np.concatenate(
-        [np.full(len(runs), 1 / noise), np.zeros(len(scales)), np.full(len(used), 1 / CLASS_SPREAD)]
+        [
+            np.full(len(runs), 1 / noise),
+            np.zeros(len(scales)),
+            np.full(len(used), 1 / CLASS_SPREAD),
+            np.zeros(len(domains)),
+        ]
     )
     size = np.linalg.norm(system, axis=0)
     size[size == 0] = 1.0
@@ -112,7 +140,8 @@ def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, nois
     return Coefficients(
         intercept_us=float(found[0]),
         scales={name: float(value) for name, value in zip(scales, found[1:], strict=False)},
-        us_per_element=float(found[-1]) / ELEMENTS_UNIT,
+        us_per_element=float(found[ends[2]]) / ELEMENTS_UNIT,
+        us_per_switch={name: float(price) for name, price in zip(domains, found[ends[3] :], strict=True)},
     )
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from kernels.precision import FP32
+from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 from search.groups import LayerGroup
 from search.latency.fit import LatencyFit
-
-FLOAT_DOMAIN, INT8_DOMAIN = "float", "int8"
 
 
 @dataclass(frozen=True)
 class BoundaryCost:
-    """Microseconds paid when the domains of two groups' choices differ; `second` None always computes in float."""
+    """Microseconds paid when just one of two groups' choices is in `domain`; `second` None always computes in float."""
 
     first: str
     second: str | None
+    domain: str
     cost_us: float
 
 
@@ -57,8 +58,8 @@ def latency_costs(fit: LatencyFit, groups: Sequence[LayerGroup]) -> LatencyCosts
         for precision in terms.offered(members[0]) if members else (FP32.name,):
             if all(precision in names for names in offered):
                 choices[group.name, precision] = sum(layer_us(layer, precision) for layer in members)
-                reads = any((layer, precision) in terms.reading for layer in members)
-                domains[group.name, precision] = INT8_DOMAIN if reads else FLOAT_DOMAIN
+                found = [terms.domain(layer, precision) for layer in members]
+                domains[group.name, precision] = INT8_DOMAIN if INT8_DOMAIN in found else (found or [FLOAT_DOMAIN])[0]
     return LatencyCosts(
         constant_us=coefficients.intercept_us
         + sum(layer_us(layer, FP32.name) for layer in terms.layers if layer not in group_of),
@@ -70,12 +71,19 @@ def latency_costs(fit: LatencyFit, groups: Sequence[LayerGroup]) -> LatencyCosts
 
 
 def _boundaries(fit: LatencyFit, group_of: Mapping[str, str]) -> tuple[BoundaryCost, ...]:
-    elements: dict[tuple[str, str | None], float] = {}
+    prices: dict[tuple[str, str | None, str], float] = {}
+
+    def add(ends: Iterable[str | None], domain: str, cost_us: float) -> None:
+        inside = [group_of[layer] for layer in ends if layer is not None and layer in group_of]
+        if cost_us > 0 and inside and not (len(inside) == 2 and inside[0] == inside[1]):
+            key = (inside[0], inside[1] if len(inside) == 2 else None, domain)
+            prices[key] = prices.get(key, 0.0) + cost_us
+
     for edge in fit.terms.edges:
-        ends = [group_of[layer] for layer in (edge.producer, edge.reader) if layer is not None and layer in group_of]
-        if not ends or (len(ends) == 2 and ends[0] == ends[1]):
-            continue
-        key = (ends[0], ends[1] if len(ends) == 2 else None)
-        elements[key] = elements.get(key, 0.0) + edge.elements
-    price = fit.coefficients.us_per_element
-    return tuple(BoundaryCost(*ends, price * count) for ends, count in elements.items() if price * count > 0)
+        add((edge.producer, edge.reader), INT8_DOMAIN, fit.coefficients.us_per_element * edge.elements)
+    # Between the float ops that begin and end a model every switch into a domain is followed by one out of it.
+    in_order = [None, *fit.terms.layers, None]
+    for domain, price_us in fit.coefficients.us_per_switch.items():
+        for pair in pairwise(in_order):
+            add(pair, domain, price_us / 2)
+    return tuple(BoundaryCost(*ends, cost_us) for ends, cost_us in prices.items())

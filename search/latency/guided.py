@@ -56,7 +56,9 @@ def drawn_problem(groups: Sequence[LayerGroup], fit: LatencyFit, generator: rand
         groups=tuple(made),
         budgets={},
         constants={LATENCY: costs.constant_us},
-        boundaries=tuple(Boundary(LATENCY, edge.first, edge.second, edge.cost_us) for edge in costs.boundaries),
+        boundaries=tuple(
+            Boundary(LATENCY, edge.first, edge.second, edge.cost_us, edge.domain) for edge in costs.boundaries
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from kernels.errors import NotMeasured
 from kernels.hardware_profile import HardwareProfile
 from kernels.latency_table import LatencyTable
 from kernels.precision import FP32, Precision
+from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 from search.graph import Graph, OperatingShapes
 from search.latency.boundary import Edge, crossing_elements, find_edges, leaves_codes, reads_codes
 from search.latency.rows import LayerRow, layer_latencies_us
@@ -59,6 +60,29 @@ class LatencyTerms:
                 f"no latency of layer {layer!r} in {precision}", hint=f"there are {', '.join(self.offered(layer))}"
             )
         return self.kernel_class[layer, precision], self.op[layer]
+
+    def domain(self, layer: str, precision: str) -> str:
+        """What boundaries ask of a pair: `int8` for one that reads codes, else its kernel class or `float`."""
+        if (layer, precision) in self.reading:
+            return INT8_DOMAIN
+        kernel_class, _ = self.kernel_shape(layer, precision)
+        return FLOAT_DOMAIN if kernel_class == FP32.name else kernel_class
+
+    @property
+    def switched_domains(self) -> tuple[str, ...]:
+        """Every domain but `float` that occurs, in graph order."""
+        return tuple(dict.fromkeys(found for pair in self.row_us if (found := self.domain(*pair)) != FLOAT_DOMAIN))
+
+    def switches(self, precisions: Mapping[str, str]) -> dict[str, int]:
+        """How often, in graph order, a layer of each domain follows one of another domain (or the model's begin)."""
+        found: dict[str, int] = {}
+        before = FLOAT_DOMAIN
+        for layer in self.layers:
+            here = self.domain(layer, precisions.get(layer, FP32.name))
+            if here not in (before, FLOAT_DOMAIN):
+                found[here] = found.get(here, 0) + 1
+            before = here
+        return found
 
     def row_sums_us(self, precisions: Mapping[str, str]) -> dict[KernelShape, float]:
         """Table time per (kernel class, op shape) under `precisions`; layers left out are in full precision."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from kernels.precision import FP32, Precision
 from search.allocation.limits import BOPS, LATENCY, MEMORY, SIZE
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.domain import FLOAT_DOMAIN
 from search.groups import LayerGroup
-from search.latency.costs import FLOAT_DOMAIN
 from search.planning.costs import TargetCosts
 from search.planning.memory import FLOAT_BYTES, MemoryStep
 from search.sensitivity.estimate import Sensitivity
@@ -85,7 +85,9 @@ def _constants(costs: TargetCosts) -> dict[str, float]:
 def _boundaries(costs: TargetCosts) -> tuple[Boundary, ...]:
     if costs.latency is None:
         return ()
-    return tuple(Boundary(LATENCY, edge.first, edge.second, edge.cost_us) for edge in costs.latency.boundaries)
+    return tuple(
+        Boundary(LATENCY, edge.first, edge.second, edge.cost_us, edge.domain) for edge in costs.latency.boundaries
+    )
 
 
 def _interactions(sensitivity: Sensitivity, offered: set[LayerPrecision]) -> Quadratic | None:

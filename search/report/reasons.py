@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from search.allocation.problem import FLOAT_DOMAIN, AllocationProblem, Boundary, Choice, Group
+from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
+from search.domain import FLOAT_DOMAIN
 
 PREFIXES = ("", "k", "M", "G", "T")
 UNITS = {

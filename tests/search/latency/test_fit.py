@@ -23,6 +23,7 @@ from search.latency.fit import LatencyFit, fit_latency
 from search.latency.rows import required_rows
 from search.latency.terms import LatencyTerms, latency_terms
 
+SWITCH_US = {"int8": 9.0, "w4a16-g32": 6.0}
 CLASS_SCALES = {"fp32": 1.2, "w8a8": 1.6, "w8a8-dynamic": 1.1, "w4a16-g32": 1.4}
 
 
@@ -30,7 +31,8 @@ def true_coefficients(terms: LatencyTerms, shape_spread: float = 0.0) -> Coeffic
     """The classes' scales, those of single shapes off by up to `shape_spread`."""
     generator = random.Random(5)
     shapes = {each: 1 + shape_spread * generator.uniform(-1, 1) for each in terms.kernel_shapes}
-    return Coefficients(40.0, {each: CLASS_SCALES[each[0]] * off for each, off in shapes.items()}, 2e-3)
+    scales = {each: CLASS_SCALES[each[0]] * off for each, off in shapes.items()}
+    return Coefficients(40.0, scales, 2e-3, SWITCH_US)
 
 
 def made_up_terms(head_us: float = 140.0) -> LatencyTerms:
@@ -78,6 +80,7 @@ def test_many_exact_runs_leave_nothing_open_that_a_prediction_needs() -> None:
     terms = made_up_terms()
     found = solve_coefficients(terms, made_up_runs(terms, 120, shape_spread=0.2), noise=1e-6)
     assert found.us_per_element == pytest.approx(true_coefficients(terms).us_per_element, rel=1e-3)
+    assert found.us_per_switch["int8"] == pytest.approx(SWITCH_US["int8"], rel=1e-3)
     for run in made_up_runs(terms, 40, shape_spread=0.2, seed=2):
         assert found.predict_us(terms, run.precisions) == pytest.approx(run.median_us, rel=1e-4)
 
@@ -89,6 +92,19 @@ def test_twenty_noisy_runs_predict_others_with_scales_per_shape() -> None:
     errors = [found.predict_us(terms, run.precisions) / run.median_us - 1 for run in fresh]
     assert float(np.mean(np.abs(errors))) < 0.01
     assert float(np.max(np.abs(errors))) < 0.04
+
+
+def test_switches_are_counted_where_a_domain_begins() -> None:
+    terms = made_up_terms()
+    assert terms.layers == ("stem", "inner", "plain", "down", "side", "head")
+    assert terms.switched_domains == ("int8", "w8a8-dynamic", "w4a16-g32")
+    assert terms.switches({}) == {}
+    assert terms.switches(dict.fromkeys(terms.layers[:5], "w8a8")) == {"int8": 1}
+    assert terms.switches({"stem": "w8a8", "inner": "w4a8", "side": "w8a8", "head": "w4a16-g32"}) == {
+        "int8": 2,
+        "w4a16-g32": 1,
+    }
+    assert terms.domain("inner", "w4a8") == "int8", "the 8-bit kernel reads the same codes"
 
 
 def test_a_shape_that_no_run_used_takes_the_scale_of_its_class() -> None:
@@ -109,6 +125,7 @@ def test_nothing_is_ever_less_than_nothing() -> None:
     found = solve_coefficients(terms, falling)
     assert found.intercept_us >= 0
     assert found.us_per_element >= 0
+    assert min(found.us_per_switch.values()) >= 0
     assert min(found.scales.values()) > 0
 
 
@@ -167,7 +184,7 @@ def test_costs_add_up_to_the_prediction() -> None:
         domain = {name: costs.domains[name, p] for name, p in taken.items()}
         for edge in costs.boundaries:
             other = "float" if edge.second is None else domain[edge.second]
-            total += edge.cost_us * (domain[edge.first] != other)
+            total += edge.cost_us * ((domain[edge.first] == edge.domain) != (other == edge.domain))
         precisions = {layer: taken[name] for layer, name in group_of.items() if taken[name] != "fp32"}
         assert total == pytest.approx(fit.predict(precisions), rel=1e-9)
 
