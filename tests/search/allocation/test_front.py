@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from allocation_instances import enumerate_all, random_problem
 
-from search.allocation import AllocationProblem, FrontPoint, best_within, front, pareto_front, whole_front
+from search.allocation import AllocationProblem, FrontPoint, best_within, pareto_front, whole_front
 from search.errors import BadSubmission
 
 
@@ -60,15 +60,17 @@ def test_other_budgets_and_interactions_are_swept_with_proofs() -> None:
     assert checked > 14
 
 
-@pytest.mark.parametrize(("bound", "most"), [("_MOST_STATES", 4), ("_MOST_LISTS", 1), ("_MERGE_SHARE", 0.0)])
+@pytest.mark.parametrize(
+    ("where", "most"), [("non_dominated._MOST_SUMS", 4), ("non_dominated._MOST_LISTS", 1), ("front._WHOLE_SHARE", 0.0)]
+)
 def test_lists_that_outgrow_their_bound_fall_back_to_the_sweep(
-    monkeypatch: pytest.MonkeyPatch, bound: str, most: float
+    monkeypatch: pytest.MonkeyPatch, where: str, most: float
 ) -> None:
     problem = replace(random_problem(3, groups=7, boundaries=True, resources=1, tightness=1.0), budgets={})
     resource = next(iter(problem.groups[0].choices[0].costs))
     whole = pareto_front(problem, resource, points=10**6)
     assert whole == whole_front(problem, resource, points=10**6)
-    monkeypatch.setattr(front, bound, most)
+    monkeypatch.setattr(f"search.allocation.{where}", most)
     for point in pareto_front(problem, resource, points=15):
         assert point.exact
         best = best_within(whole, point.cost)
