@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +18,7 @@ from typer.core import TyperGroup
 
 from service.store.database import is_outage
 
+HOLDER_FILE = "up.lock"
 _OF_THE_FOLDER = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC}
 )
@@ -53,6 +58,24 @@ def told(error: Exception) -> str | None:
         case OSError() if error.filename is not None and error.errno in _OF_THE_FOLDER:
             return f"{error.filename}: {error.strerror}"
     return None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process until the block or the process ends, however it ends.
+
+    Raises `OperatorError` when another process holds it: two reapers and two brokers on one folder would be in each
+    other's way.
+    """
+    with (folder / HOLDER_FILE).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OperatorError(
+                f"`bitwright-server up` already runs on {folder}: end that one, or give another --data-folder "
+                "(more workers: bitwright-server worker)"
+            ) from error
+        yield
 
 
 def refuse_taken_port(host: str, port: int) -> None:

@@ -26,7 +26,7 @@ from service.store.database import Database
 from service.store.fleet import live_workers
 from service.store.migrate import migrate as migrate_database
 from workers import health_cli, keys_cli, measure_cli, store_cli
-from workers.cli_errors import ServerCommands, refuse_taken_port
+from workers.cli_errors import ServerCommands, alone_in, refuse_taken_port
 from workers.hardware import Announcement, Presence, has_gpu, probe_profiles, queues_for, wanted_hardware
 from workers.liveness import Watchdog
 from workers.patience import patiently
@@ -214,6 +214,12 @@ def up(
     _refuse_open_bind(settings)
     refuse_taken_port(settings.host, settings.port)
     settings.data_folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(settings.data_folder):
+        _run_everything(settings)
+
+
+def _run_everything(settings: Settings) -> None:
+    """API and worker as processes that are started again when they end, the reaper here, until a signal."""
     database = Database(settings.resolved_database_url)
     patiently(lambda: migrate_database(database), limit_s=MIGRATE_PATIENCE_S)
     rounds = Reaper(settings, database, celery_sender(make_celery(settings)))

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from service.store.database import Database
+from workers.cli_errors import alone_in
 from workers.server_cli import app
 
 
@@ -45,6 +46,13 @@ def test_a_data_folder_that_is_a_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     assert "file" in refused("up", "--data-folder", str(file), "--port", "0")
+
+
+def test_a_second_up_on_one_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        assert "already runs on" in refused("up", "--data-folder", str(tmp_path), BITWRIGHT_PORT="0")
+    with alone_in(tmp_path):
+        pass  # the folder is free again
 
 
 def test_a_backup_into_a_folder_that_is_not_there(sqlite_template: Path, tmp_path: Path) -> None:
