@@ -12,7 +12,7 @@ A kernel that follows one of another kind runs slower than one that follows its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,18 +146,22 @@ def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, nois
 
 
 def leave_one_out_errors(terms: LatencyTerms, runs: Sequence[EndToEndRun]) -> Vector:
-    """Signed relative error (predicted / measured − 1) of every run, predicted from all the others.
+    """Signed relative error (predicted / measured − 1) of every run that the others can predict."""
+    return np.array([error for _, error in _left_out(terms, runs)])
 
-    A run that alone used some kernel class cannot be predicted from the others and is kept in every fit.
-    """
+
+def contradicted(terms: LatencyTerms, runs: Sequence[EndToEndRun], limit: float) -> list[EndToEndRun]:
+    """The runs that all the others predict with a relative error above `limit`: the machine may have been disturbed."""
+    return [run for run, error in _left_out(terms, runs) if abs(error) > limit]
+
+
+def _left_out(terms: LatencyTerms, runs: Sequence[EndToEndRun]) -> Iterator[tuple[EndToEndRun, float]]:
+    """Every run with its error predicted from all the others; one that alone used a kernel class cannot be."""
     uses = [set(used_classes(terms, [run])) for run in runs]
-    errors = []
     for index, run in enumerate(runs):
         others = [other for position, other in enumerate(runs) if position != index]
-        if not uses[index] <= set().union(*(use for position, use in enumerate(uses) if position != index)):
-            continue
-        errors.append(solve_coefficients(terms, others).predict_us(terms, run.precisions) / run.median_us - 1)
-    return np.array(errors)
+        if uses[index] <= set().union(*(use for position, use in enumerate(uses) if position != index)):
+            yield run, solve_coefficients(terms, others).predict_us(terms, run.precisions) / run.median_us - 1
 
 
 def used_classes(terms: LatencyTerms, runs: Sequence[EndToEndRun]) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,8 @@ from kernels.registry import backend_for, load_profile
 from search.errors import BadSubmission
 from search.graph import Graph
 from search.latency import model
+from search.latency.assemblies import CalibrationAssembly
+from search.latency.coefficients import EndToEndRun
 from search.latency.guided import SHARES
 from search.latency.model import MeasuredModel, measure_model
 from search.onnx_import import graph_from_model, operating_shapes
@@ -85,6 +89,29 @@ def test_a_poor_fit_takes_more_runs_and_keeps_the_ones_it_has(
     assert len({frozenset(run.precisions.items()) for run in more}) == len(more)
 
 
+def test_a_run_that_the_others_contradict_is_timed_again(
+    measured: MeasuredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = load_profile("fake")
+    disturbed: list[str] = []
+    timed = model.measure_runs
+
+    def disturb_once(assemblies: Sequence[CalibrationAssembly], *rest: Any, **named: Any) -> list[EndToEndRun]:
+        runs = timed(assemblies, *rest, **named)
+        if not disturbed:
+            disturbed.append(runs[5].name)
+            runs[5] = replace(runs[5], median_us=1.5 * runs[5].median_us)
+        return runs
+
+    monkeypatch.setattr(model, "measure_runs", disturb_once)
+    found = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit
+    usual = {frozenset(run.precisions.items()): run.median_us for run in measured.fit.runs}
+    again = {frozenset(run.precisions.items()): run.median_us for run in found.runs}
+    assert found.runs[0].precisions == {}
+    assert len(again) == len(found.runs), "none stands twice"
+    assert all(again[key] == pytest.approx(us, rel=1e-3) for key, us in usual.items() if key in again)
+
+
 def test_a_second_time_measures_no_row_again(measured: MeasuredModel) -> None:
     profile = load_profile("fake")
     steps: list[str] = []
@@ -119,7 +146,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint() -> None:
 def test_a_profile_that_offers_nothing_says_so() -> None:
     profile = load_profile("fake")
     floats = {pair: support for pair, support in profile.support.items() if pair[1] == "fp32"}
-    bare = dataclasses.replace(profile, support=floats, recipes={})
+    bare = replace(profile, support=floats, recipes={})
     with pytest.raises(BadSubmission, match="no layer of the model") as error:
         measure_model(small_graph(), bare, backend_for(profile), OperatingPoint())
     assert error.value.code == "nothing_to_measure"
