@@ -132,7 +132,8 @@ def run(graph: Graph, runtime: str, point: OperatingPoint, seed: int) -> Outcome
     plans = {(limit, share): solve_within(problem, groups, share * limit) for limit in limits for share in BELOW}
     wanted = {frozenset(plan.items()): plan for plan in plans.values() if plan is not None}
     assemblies = [CalibrationAssembly(f"chosen-{index}", plan) for index, plan in enumerate(wanted.values())]
-    timed = measure_runs(assemblies, build, inputs, backend, profile, point, fit.runs)[len(fit.runs) :]
+    every = measure_runs(assemblies, build, inputs, backend, profile, point, fit.runs, shares=fit.terms.class_shares)
+    timed = every[len(fit.runs) :]
     timed += [run for run in fit.runs if frozenset(run.precisions.items()) in wanted]
     measured = {frozenset(run.precisions.items()): run.median_us for run in timed}
     kept = sum(

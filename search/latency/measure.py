@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,11 @@ from kernels.stopwatch import Timing
 from search.graph import Graph, LayerKind, OperatingShapes, TensorInfo
 from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun
+from search.latency.pace import ALL, Shares, find_pace
 
 Progress = Callable[[int, int], None]
 Build = Callable[[Mapping[str, str]], bytes | LoadedModel]
-_ANCHORS = 3
+_ANCHORS = 4
 END_TO_END = Protocol(long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2)
 """How whole models are timed: at the pace that they keep in service; short ones in samples of several calls. After
 gigabytes of other models had run, 40 MB of weights took five to six calls to come back into the shared cache."""
@@ -34,13 +34,15 @@ def measure_runs(
     point: OperatingPoint,
     known: Sequence[EndToEndRun] = (),
     *,
+    shares: Callable[[Mapping[str, str]], Shares] | None = None,
     protocol: Protocol | None = None,
     progress: Progress | None = None,
 ) -> list[EndToEndRun]:
     """Build, load and time assemblies, all taking turns in one measurement; those in `known` are not timed again.
 
-    A machine is a few per cent faster or slower from minute to minute. So that new times can stand beside known ones,
-    the first known runs are timed once more and the new times are scaled by what these lost or gained since.
+    A machine is some per cent faster or slower from minute to minute. So that new times can stand beside known ones,
+    the first known runs are timed once more and the new times are scaled by what these lost or gained since, for each
+    kernel class by itself where `shares` tells their parts of a network's time (see `search.latency.pace`).
 
     `build` turns the precisions of an assembly into the serialized model that would be deployed, or into a network that
     is ready to run (GPUs, see `search.latency.cuda_network`); it runs with the profile's session options on `inputs`,
@@ -74,16 +76,17 @@ def measure_runs(
     finally:
         for model in loaded.values():
             model.close()
-    pace = median([run.median_us / timings[_anchor_name(run)].median_us for run in anchors] or [1.0])
-    return [*known, *(_run(assembly, timings[assembly.name], pace) for assembly in wanted)]
+    parts = shares or (lambda _: {ALL: 1.0})
+    pace = find_pace([(parts(run.precisions), timings[_anchor_name(run)].median_us / run.median_us) for run in anchors])
+    return [*known, *(_run(each, timings[each.name], pace.of(parts(each.precisions))) for each in wanted)]
 
 
 def _anchor_name(run: EndToEndRun) -> str:
     return f"anchor {run.name}"
 
 
-def _run(assembly: CalibrationAssembly, timing: Timing, pace: float) -> EndToEndRun:
-    times = (pace * each for each in (timing.median_us, timing.ci_low_us, timing.ci_high_us))
+def _run(assembly: CalibrationAssembly, timing: Timing, slowdown: float) -> EndToEndRun:
+    times = (each / slowdown for each in (timing.median_us, timing.ci_low_us, timing.ci_high_us))
     return EndToEndRun(assembly.name, dict(assembly.precisions), *times)
 
 

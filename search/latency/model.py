@@ -117,6 +117,7 @@ def measure_model(
             profile,
             point,
             known,
+            shares=terms.class_shares,
             progress=lambda done, total: report(done, total, "end-to-end runs"),
         )
         return fit_latency(

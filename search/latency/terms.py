@@ -93,6 +93,15 @@ class LatencyTerms:
             sums[key] = sums.get(key, 0.0) + self.row_us[layer, precision]
         return sums
 
+    def class_shares(self, precisions: Mapping[str, str]) -> dict[str, float]:
+        """Part of the table time by kernel class."""
+        sums = self.row_sums_us(precisions)
+        total = sum(sums.values())
+        shares: dict[str, float] = {}
+        for (name, _), table_us in sums.items():
+            shares[name] = shares.get(name, 0.0) + table_us / total
+        return shares
+
     def converted_elements(self, precisions: Mapping[str, str]) -> float:
         """Activation elements that cross between float and int8 under `precisions`."""
         return crossing_elements(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def test_arms_take_turns_and_the_anchor_goes_first() -> None:
     arms = {"a": bench.arm("a", lambda _: 10.0), "b": bench.arm("b", lambda _: 30.0)}
     found = interleave(arms, threads=1, protocol=QUICK, clock=bench.clock, anchor=bench.arm("anchor", lambda _: 5.0))
     timed = bench.calls[-3 * found.timings["a"].samples :]
-    assert timed == ["anchor", "a", "b"] * found.timings["a"].samples
+    rounds = [timed[first : first + 3] for first in range(0, len(timed), 3)]
+    assert all(each[0] == "anchor" and sorted(each[1:]) == ["a", "b"] for each in rounds)
     assert {name: timing.median_us for name, timing in found.timings.items()} == {"a": 10.0, "b": 30.0}
     assert found.clock == "fake"
     assert found.anchor_us == 5.0
@@ -128,8 +130,22 @@ def test_several_threads_on_the_wall_clock_take_long_turns() -> None:
     found = interleave({"a": arm("a"), "b": arm("b")}, threads=2, protocol=protocol, anchor=arm("anchor"))
     assert found.clock == "wall"
     untimed_and_samples = 1 + 5
-    block = [name for name in ("anchor", "a", "b") for _ in range(untimed_and_samples)]
-    assert calls[-2 * len(block) :] == block * 2
+    turns = calls[-2 * 3 * untimed_and_samples :: untimed_and_samples]
+    assert [name for name in turns for _ in range(untimed_and_samples)] == calls[-2 * 3 * untimed_and_samples :]
+    assert [turns[0], turns[3]] == ["anchor", "anchor"]
+    assert sorted(turns[1:3]) == sorted(turns[4:]) == ["a", "b"]
+
+
+def test_no_arm_always_comes_first_or_behind_the_same_other() -> None:
+    calls: list[str] = []
+    protocol = Protocol(
+        warmup_calls=1, warmup_us=0.0, sample_us=0.0, min_samples=60, max_samples=60, block_rounds=3, long_turns=True
+    )
+    arms: dict[str, Callable[[], None]] = {name: lambda name=name: calls.append(name) for name in "abcd"}  # type: ignore[misc]
+    interleave(arms, threads=1, protocol=protocol, anchor=lambda: calls.append("anchor"))
+    firsts = {behind for before, behind in pairwise(calls[8:]) if before == "anchor"}
+    assert {*"abcd"} <= firsts
+    assert {("a", "b"), ("b", "a")} <= set(pairwise(calls[8:]))
 
 
 def test_progress_ends_at_its_total_and_no_arms_is_an_error() -> None:
