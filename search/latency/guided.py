@@ -18,7 +18,7 @@ from search.latency.costs import latency_costs
 from search.latency.fit import LatencyFit
 
 LATENCY = "latency_us"
-SHARES = (0.15, 0.35, 0.55, 0.8)
+SHARES = (0.05, 0.15, 0.35, 0.55, 0.8)
 """Parts of the way from the fastest predicted allocation to full precision."""
 
 
