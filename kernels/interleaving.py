@@ -5,11 +5,10 @@ The protocol. Every arm is warmed up; a sample is a run of calls long enough for
 anchor; a block of rounds whose anchor is off by more than the drift limit is dropped and taken again. Sampling
 stops when the median of every arm is known to the asked width, or when its time is up.
 
-The turns of every block are in an order of their own: an arm that always came first, or always behind the same other,
-would carry what that does to it (whole networks that came first were up to 3 % slower than their own copies).
-
 Whole models, and several threads on the wall clock, take long turns (A A A B B B C C C), each after a few untimed
-calls; on several threads also after the workers of the arm before have come to rest.
+calls; on several threads also after the workers of the arm before have come to rest. Every block has them in an order of
+its own: an arm that always came first, or always behind the same other, would carry what that does to it (whole
+networks that came first were up to 3 % slower than their own copies).
 """
 
 from __future__ import annotations
@@ -122,10 +121,9 @@ def interleave(
     began_ns = watch.now_ns()
     budget_ns = protocol.arm_seconds * len(arms) * 1e9
     while True:
-        turns = order.sample([*arms], len(arms))
-        blocks.append(
-            run_block({name: work[name] for name in (ANCHOR, *(f"arm:{arm}" for arm in turns))}, calls, watch, protocol)
-        )
+        turns = order.sample([*arms], len(arms)) if long_turns else [*arms]
+        in_turn = {name: work[name] for name in (ANCHOR, *(f"arm:{arm}" for arm in turns))}
+        blocks.append(run_block(in_turn, calls, watch, protocol))
         kept = _steady_blocks(blocks, protocol.drift_limit)
         count = len(kept) * protocol.block_rounds
         if progress is not None:
