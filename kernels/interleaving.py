@@ -6,8 +6,8 @@ anchor; a block of rounds whose anchor is off by more than the drift limit is dr
 stops when the median of every arm is known to the asked width, or when its time is up.
 
 Whole models, and several threads on the wall clock, take long turns (A A A B B B C C C), each after a few untimed
-calls; on several threads also after the workers of the arm before have come to rest. Every block has them in an order of
-its own: an arm that always came first, or always behind the same other, would carry what that does to it (whole
+calls; on several threads also after the workers of the arm before have come to rest. Every block has them in an order
+of its own: an arm that always came first, or always behind the same other, would carry what that does to it (whole
 networks that came first were up to 3 % slower than their own copies).
 """
 
