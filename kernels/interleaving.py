@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import median
 
 import numpy as np
@@ -115,7 +115,7 @@ def interleave(
     work = {ANCHOR: anchor or anchor_work(), **{f"arm:{name}": run for name, run in arms.items()}}
     calls = {name: _warm_up(run, watch, protocol) for name, run in work.items()}
     long_turns = protocol.long_turns or (isinstance(watch, WallClock) and threads > 1)
-    run_block = _run_block_in_long_turns if long_turns else _run_block
+    run_block = partial(_run_block_in_long_turns, has_workers=threads > 1) if long_turns else _run_block
     order = random.Random(protocol.seed)
     blocks: list[_Block] = []
     began_ns = watch.now_ns()
@@ -193,11 +193,16 @@ def _run_block(
 
 
 def _run_block_in_long_turns(
-    work: Mapping[str, Callable[[], None]], calls: Mapping[str, int], clock: Clock, protocol: Protocol
+    work: Mapping[str, Callable[[], None]],
+    calls: Mapping[str, int],
+    clock: Clock,
+    protocol: Protocol,
+    has_workers: bool,
 ) -> _Block:
     samples: dict[str, list[float]] = {}
     for name, run in work.items():
-        wait_until_quiet()
+        if has_workers:
+            wait_until_quiet()
         for _ in range(protocol.untimed_calls):
             run()
         samples[name] = [_sample_us(run, calls[name], clock) for _ in range(protocol.block_rounds)]

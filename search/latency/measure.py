@@ -20,7 +20,9 @@ from search.latency.pace import ALL, Shares, find_pace
 Progress = Callable[[int, int], None]
 Build = Callable[[Mapping[str, str]], bytes | LoadedModel]
 _ANCHORS = 4
-END_TO_END = Protocol(long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2)
+END_TO_END = Protocol(
+    long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2, max_samples=120
+)
 """How whole models are timed: at the pace that they keep in service; short ones in samples of several calls. After
 gigabytes of other models had run, 40 MB of weights took five to six calls to come back into the shared cache."""
 
