@@ -19,7 +19,7 @@ from search.latency.pace import ALL, Shares, find_pace
 
 Progress = Callable[[int, int], None]
 Build = Callable[[Mapping[str, str]], bytes | LoadedModel]
-_ANCHORS = 4
+_ANCHORS = 4  # the first runs are the uniform ones: one network for each kernel class of a CPU
 END_TO_END = Protocol(
     long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2, max_samples=120
 )

@@ -20,7 +20,8 @@ def lookup_document(problem: AllocationProblem, resource: str, front: Sequence[F
     """
     offers = [[choice.precision for choice in group.choices] for group in problem.groups]
     can_code = max((len(names) for names in offers), default=0) <= len(CODES)
-    front = whole_front(problem, resource, points=LOOKUP_POINTS, time_limit_s=LOOKUP_SECONDS) or front
+    if all(point.exact for point in front):  # a front that dynamic programming gave up on has a gap somewhere
+        front = whole_front(problem, resource, points=LOOKUP_POINTS, time_limit_s=LOOKUP_SECONDS) or front
     paired = list(zip(problem.groups, offers, strict=True))
 
     def coded(point: FrontPoint) -> str:
