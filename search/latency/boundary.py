@@ -3,6 +3,9 @@
 A static int8 layer reads codes. A layer whose recipe quantizes its output also leaves codes; every other op, and every
 layer in full precision or with a dynamic or weight-only recipe, reads and leaves floats. Where the two ends of an edge
 disagree, a QuantizeLinear or DequantizeLinear runs over all elements of the tensor.
+
+A runtime may fuse such a conversion into an integer kernel, together with the elementwise ops between them: OpenVINO
+runs GELU and the quantizer of the next layer inside an integer product, and has an op for it behind a float one.
 """
 
 from __future__ import annotations
@@ -14,19 +17,27 @@ from kernels.hardware_profile import HardwareProfile
 from kernels.recipe import Recipe
 from search.graph import Graph, Layer, OperatingShapes
 
+ELEMENTWISE = frozenset(
+    "Abs Add Cast Celu Clip Div Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Mul Neg Pow PRelu Relu"
+    " Selu Sigmoid Softplus Softsign Sqrt Sub Swish Tanh ThresholdedRelu".split()
+)
+"""Ops that activation functions are exported as."""
+
 
 @dataclass(frozen=True)
 class Edge:
     """A tensor between two layers; an end that is None always computes in float (another op, or the outside).
 
     `elements` is what one conversion touches. Layers that read the same tensor of a float op share one quantizer,
-    so each carries its part of the elements.
+    so each carries its part of the elements. `source`, where there is no producer, is the one layer whose output
+    becomes the tensor by elementwise ops alone: a kernel that could take the conversion in.
     """
 
     tensor: str
     producer: str | None
     reader: str | None
     elements: float
+    source: str | None = None
 
 
 def reads_codes(recipe: Recipe | None) -> bool:
@@ -62,13 +73,41 @@ def find_edges(graph: Graph, shapes: OperatingShapes, profile: HardwareProfile) 
         producer = producers.get(tensor)
         elements = float(_count(shapes.tensor_shapes[tensor]))
         share = elements if producer is not None else elements / len(ends)
-        edges += [Edge(tensor, producer, reader, share) for reader in ends]
+        source = _source(graph, tensor) if producer is None else None
+        edges += [Edge(tensor, producer, reader, share, source if source in can_read else None) for reader in ends]
     return tuple(edges)
 
 
 def crossing_elements(edges: Iterable[Edge], reading: Collection[str], leaving: Collection[str]) -> float:
     """Activation elements converted when the layers `reading` read codes and the layers `leaving` leave them."""
     return sum(edge.elements for edge in edges if (edge.producer in leaving) != (edge.reader in reading))
+
+
+def unfused_elements(edges: Iterable[Edge], reading: Collection[str]) -> float:
+    """Elements of edges with a source of which just one end is among the layers that read codes.
+
+    What a conversion saves where both ends do is the same number: twice as much, less a part that each end has alone.
+    """
+    return sum(edge.elements for edge in edges if edge.source and (edge.source in reading) != (edge.reader in reading))
+
+
+def _source(graph: Graph, tensor: str) -> str | None:
+    """The one layer whose output becomes `tensor` by elementwise ops with constants; None where it takes others."""
+    layers = {layer.output: layer.name for layer in graph.layers}
+    producers = {name: node for node in graph.nodes for name in node.outputs}
+    found: set[str] = set()
+    open_tensors, seen = [tensor], {tensor}
+    while open_tensors:
+        name = open_tensors.pop()
+        if name in layers:
+            found.add(layers[name])
+        elif name in producers and producers[name].op_type in ELEMENTWISE:
+            inputs = [each for each in producers[name].inputs if each and each not in graph.constants]
+            open_tensors += [each for each in inputs if each not in seen]
+            seen.update(inputs)
+        else:
+            return None
+    return found.pop() if len(found) == 1 else None
 
 
 def _offers(profile: HardwareProfile, layer: Layer, does: Callable[[Recipe | None], bool]) -> bool:

@@ -1,4 +1,5 @@
-"""Coefficients of the latency fit: T = c0 + sum of scale * row + q * converted elements + sum of price * switches.
+"""Coefficients of the latency fit: T = c0 + sum of scale * row + q * converted elements + f * unfused elements
++ sum of price * switches.
 
 Every (kernel class, op shape) has a scale of its own: a convolution timed alone pays for layouts that a network shares,
 and what share of its time that is depends on its shape. Some twenty runs cannot fix so many scales, so they are pulled:
@@ -7,7 +8,8 @@ the most likely point of a hierarchical normal model (Lindley & Smith 1972), fou
 errors are *relative*, so that every run counts the same whatever its length.
 
 A kernel that follows one of another kind runs slower than one that follows its own: on one CPU a 4-bit kernel by some
-40 us whatever its size. Each domain has a price per switch into it, pulled to nothing unless the runs ask for it.
+40 us whatever its size. Each domain has a price per switch into it, pulled to nothing unless the runs ask for it; so is
+the price of elements between an integer kernel and a float one, which no kernel takes in (`search.latency.boundary`).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ the same few shapes, lose nothing."""
 LEAST_SCALE = 0.2
 """No scale is below this part of the straight line's: a layer that costs nothing would mislead the solver."""
 SWITCH_SPREAD = 0.01
-"""Standard deviation of the price of one switch, as a part of the median run."""
+"""Standard deviation of the price of one switch, and of the unfused elements of one edge, as a part of the median
+run."""
 ELEMENTS_UNIT = 1e6
 """Elements are counted in millions inside the fit, which keeps its columns of one magnitude."""
 
@@ -53,18 +56,22 @@ class EndToEndRun:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """`intercept_us`, a scale per (kernel class, op shape), `us_per_element`, `us_per_switch` by domain: all >= 0."""
+    """`intercept_us`, a scale per (kernel class, op shape), `us_per_element`, `us_per_switch` by domain,
+    `us_per_unfused_element`: all >= 0."""
 
     intercept_us: float
     scales: Mapping[KernelShape, float]
     us_per_element: float
     us_per_switch: Mapping[str, float] = field(default_factory=dict)
+    us_per_unfused_element: float = 0.0
 
     def predict_us(self, terms: LatencyTerms, precisions: Mapping[str, str]) -> float:
         """Microseconds of one run; layers left out of `precisions` are in full precision."""
         total = self.intercept_us + self.us_per_element * terms.converted_elements(precisions)
         for kernel_shape, table_us in terms.row_sums_us(precisions).items():
             total += self.scale(kernel_shape) * table_us
+        if self.us_per_unfused_element:
+            total += self.us_per_unfused_element * terms.unfused_elements(precisions)
         for domain, count in terms.switches(precisions).items():
             total += self.us_per_switch.get(domain, 0.0) * count
         return total
@@ -89,12 +96,19 @@ class Coefficients:
             "scales": scales,
             "us_per_element": self.us_per_element,
             "us_per_switch": dict(self.us_per_switch),
+            "us_per_unfused_element": self.us_per_unfused_element,
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Coefficients:
         scales = {(each["kernel_class"], each["op"]): each["scale"] for each in data["scales"]}
-        return cls(data["intercept_us"], scales, data["us_per_element"], data["us_per_switch"])
+        return cls(
+            data["intercept_us"],
+            scales,
+            data["us_per_element"],
+            data["us_per_switch"],
+            data["us_per_unfused_element"],
+        )
 
 
 def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, noise: float = NOISE) -> Coefficients:
@@ -108,20 +122,23 @@ def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, nois
     counts = [terms.switches(run.precisions) for run in runs]
     domains = [domain for domain in terms.switched_domains if any(domain in each for each in counts)]
     switches = np.array([[float(each.get(domain, 0)) for domain in domains] for each in counts]).reshape(len(runs), -1)
+    unit = terms.elements_of_a_sourced_edge
+    unfused = np.array([terms.unfused_elements(run.precisions) / unit for run in runs])
+    priced = np.column_stack([unfused, switches])
     line = _straight_line_slope(table.sum(axis=1), measured)
 
     classes = np.array([[float(name == kernel_class) for kernel_class in used] for name, _ in scales])
-    sizes = [1, len(scales), len(used), 1, len(domains)]  # intercept, scales, class means, elements, switches
+    sizes = [1, len(scales), len(used), 1, 1 + len(domains)]  # intercept, scales, class means, elements, priced
     ends = np.cumsum(sizes)
     unknowns = np.eye(ends[-1])
-    of_scales, of_classes, of_switches = (unknowns[ends[k] - sizes[k] : ends[k]] for k in (1, 2, 4))
-    data = np.column_stack([np.ones(len(runs)), table, np.zeros((len(runs), len(used))), elements, switches])
+    of_scales, of_classes, of_priced = (unknowns[ends[k] - sizes[k] : ends[k]] for k in (1, 2, 4))
+    data = np.column_stack([np.ones(len(runs)), table, np.zeros((len(runs), len(used))), elements, priced])
     system = np.vstack(
         [
             data / measured[:, None] / noise,
             (of_scales - classes @ of_classes) / (SHAPE_SPREAD * line),
             of_classes / (CLASS_SPREAD * line),
-            of_switches / (SWITCH_SPREAD * float(np.median(measured))),
+            of_priced / (SWITCH_SPREAD * float(np.median(measured))),
         ]
     )
     wanted = np.concatenate(
@@ -129,7 +146,7 @@ def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, nois
             np.full(len(runs), 1 / noise),
             np.zeros(len(scales)),
             np.full(len(used), 1 / CLASS_SPREAD),
-            np.zeros(len(domains)),
+            np.zeros(1 + len(domains)),
         ]
     )
     size = np.linalg.norm(system, axis=0)
@@ -141,7 +158,8 @@ def solve_coefficients(terms: LatencyTerms, runs: Sequence[EndToEndRun], *, nois
         intercept_us=float(found[0]),
         scales={name: float(value) for name, value in zip(scales, found[1:], strict=False)},
         us_per_element=float(found[ends[2]]) / ELEMENTS_UNIT,
-        us_per_switch={name: float(price) for name, price in zip(domains, found[ends[3] :], strict=True)},
+        us_per_switch={name: float(price) for name, price in zip(domains, found[ends[3] + 1 :], strict=True)},
+        us_per_unfused_element=float(found[ends[3]]) / unit,
     )
 
 

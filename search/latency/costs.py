@@ -81,6 +81,8 @@ def _boundaries(fit: LatencyFit, group_of: Mapping[str, str]) -> tuple[BoundaryC
 
     for edge in fit.terms.edges:
         add((edge.producer, edge.reader), INT8_DOMAIN, fit.coefficients.us_per_element * edge.elements)
+        if edge.source is not None:
+            add((edge.source, edge.reader), INT8_DOMAIN, fit.coefficients.us_per_unfused_element * edge.elements)
     # Between the float ops that begin and end a model every switch into a domain is followed by one out of it.
     in_order = [None, *fit.terms.layers, None]
     for domain, price_us in fit.coefficients.us_per_switch.items():

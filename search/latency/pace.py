@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE = 0.01
+NOISE = 0.017
 """Relative standard deviation of the ratio of two timings of one network, beside what the pace does."""
 CLASS_SPREAD = 0.05
 """Relative standard deviation of a class's slowdown around that of all."""

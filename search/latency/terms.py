@@ -12,7 +12,14 @@ from kernels.latency_table import LatencyTable
 from kernels.precision import FP32, Precision
 from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 from search.graph import Graph, OperatingShapes
-from search.latency.boundary import Edge, crossing_elements, find_edges, leaves_codes, reads_codes
+from search.latency.boundary import (
+    Edge,
+    crossing_elements,
+    find_edges,
+    leaves_codes,
+    reads_codes,
+    unfused_elements,
+)
 from search.latency.rows import LayerRow, layer_latencies_us
 
 LayerPrecision = tuple[str, str]
@@ -106,9 +113,22 @@ class LatencyTerms:
         """Activation elements that cross between float and int8 under `precisions`."""
         return crossing_elements(
             self.edges,
-            reading={layer for layer, precision in precisions.items() if (layer, precision) in self.reading},
+            reading=self._readers(precisions),
             leaving={layer for layer, precision in precisions.items() if (layer, precision) in self.leaving},
         )
+
+    def unfused_elements(self, precisions: Mapping[str, str]) -> float:
+        """Activation elements behind elementwise ops of which just one end computes in int8 under `precisions`."""
+        return unfused_elements(self.edges, self._readers(precisions))
+
+    @property
+    def elements_of_a_sourced_edge(self) -> float:
+        """The mean over edges with a source, 1 without any: the unit of `unfused_elements`."""
+        sizes = [edge.elements for edge in self.edges if edge.source is not None]
+        return sum(sizes) / len(sizes) if sizes else 1.0
+
+    def _readers(self, precisions: Mapping[str, str]) -> set[str]:
+        return {layer for layer, precision in precisions.items() if (layer, precision) in self.reading}
 
     def to_json(self) -> dict[str, Any]:
         return {

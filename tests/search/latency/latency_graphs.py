@@ -16,7 +16,7 @@ def profile() -> HardwareProfile:
     return onnxruntime_profile(DeviceIdentity("cpu", "test CPU", 4, 1 << 33, ("avx512_vnni",), os="Linux x86_64"))
 
 
-def _graph(nodes: list[tuple[str, list[str], list[str]]], layers: list[Layer], inputs: list[TensorInfo]) -> Graph:
+def graph_of(nodes: list[tuple[str, list[str], list[str]]], layers: list[Layer], inputs: list[TensorInfo]) -> Graph:
     return Graph(
         model=onnx.ModelProto(),
         sha256="0" * 64,
@@ -41,7 +41,7 @@ def _conv(name: str, node: int, read: str, shape: Conv2dShape, relu: tuple[int, 
     )  # fmt: skip
 
 
-def _linear(name: str, node: int, read: str, shape: LinearShape, bias_node: int | None = None) -> Layer:
+def linear(name: str, node: int, read: str, shape: LinearShape, bias_node: int | None = None) -> Layer:
     bias = Bias(node if bias_node is None else bias_node, 2 if bias_node is None else 1, f"{name}.b")
     return Layer(
         name, LayerKind.LINEAR, node, f"{name}.w", 1, (shape.k, shape.n), 1, read, 0, bias, f"{name}.out",
@@ -80,7 +80,7 @@ def cnn() -> tuple[Graph, OperatingShapes]:
         _conv("plain", 4, "inner.relu", shapes["plain"]),
         _conv("down", 7, "block1", shapes["down"], (8, "down.relu")),
         _conv("side", 9, "block1", shapes["side"]),
-        _linear("head", 13, "flat", shapes["head"]),
+        linear("head", 13, "flat", shapes["head"]),
     ]
     tensors = {
         "image": (2, 3, 8, 8), "stem.out": (2, 16, 8, 8), "stem.relu": (2, 16, 8, 8), "inner.out": (2, 16, 8, 8),
@@ -89,7 +89,7 @@ def cnn() -> tuple[Graph, OperatingShapes]:
         "pooled": (2, 32, 1, 1), "flat": (2, 32), "head.out": (2, 10),
     }  # fmt: skip
     image = TensorInfo("image", np.dtype(np.float32), ("batch", 3, 8, 8))
-    return _graph(nodes, layers, [image]), OperatingShapes(shapes, tensors)
+    return graph_of(nodes, layers, [image]), OperatingShapes(shapes, tensors)
 
 
 def transformer() -> tuple[Graph, OperatingShapes]:
@@ -114,13 +114,13 @@ def transformer() -> tuple[Graph, OperatingShapes]:
     ]
     layers = [
         Layer("words", LayerKind.EMBEDDING, 0, "words.w", 0, (100, 64), 0, "ids", 1, None, "words.out"),
-        _linear("query", 2, "normed", shapes["query"], bias_node=3),
-        _linear("key", 4, "normed", shapes["key"], bias_node=5),
-        _linear("wide", 8, "part", shapes["wide"], bias_node=9),
+        linear("query", 2, "normed", shapes["query"], bias_node=3),
+        linear("key", 4, "normed", shapes["key"], bias_node=5),
+        linear("wide", 8, "part", shapes["wide"], bias_node=9),
     ]
     tensors = {
         "ids": (2, 6), "words.out": (2, 6, 64), "normed": (2, 6, 64), "query.out": (2, 6, 64), "key.out": (2, 6, 64),
         "mixed": (2, 6, 64), "part": (2, 6, 40), "wide.out": (2, 6, 64),
     }  # fmt: skip
     ids = TensorInfo("ids", np.dtype(np.int64), ("batch", "sequence"))
-    return _graph(nodes, layers, [ids]), OperatingShapes(shapes, tensors)
+    return graph_of(nodes, layers, [ids]), OperatingShapes(shapes, tensors)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from latency_graphs import cnn, profile, transformer
+from dataclasses import replace
 
-from search.latency.boundary import crossing_elements, find_edges
+import numpy as np
+from latency_graphs import cnn, graph_of, linear, profile, transformer
+
+from kernels.op_shape import LinearShape
+from search.graph import OperatingShapes, TensorInfo
+from search.latency.boundary import Edge, crossing_elements, find_edges, unfused_elements
 
 LARGE, SMALL, IMAGE = 2 * 16 * 8 * 8, 2 * 32 * 4 * 4, 2 * 3 * 8 * 8
 CONVS = frozenset({"stem", "inner", "plain", "down", "side"})
@@ -57,15 +62,44 @@ def test_only_static_readers_count_in_a_transformer() -> None:
     assert crossing_elements(edges, {"query", "key"}, set()) == 2 * 6 * 64
 
 
+def feed_forward(between: list[tuple[str, list[str], list[str]]]) -> tuple[Edge, ...]:
+    """Edges of wide -> the given nodes from `wide.out` to `hidden` -> narrow, beside a residual stream `x`."""
+    shapes = {"wide": LinearShape(12, 64, 96), "narrow": LinearShape(12, 96, 64)}
+    nodes = [
+        ("Gemm", ["x", "wide.w", "wide.b"], ["wide.out"]),
+        *between,
+        ("Gemm", ["hidden", "narrow.w", "narrow.b"], ["narrow.out"]),
+        ("Add", ["narrow.out", "x"], ["y"]),
+    ]
+    layers = [linear("wide", 0, "x", shapes["wide"]), linear("narrow", 1 + len(between), "hidden", shapes["narrow"])]
+    built = graph_of(nodes, layers, [TensorInfo("x", np.dtype(np.float32), ("batch", 64))])
+    built = replace(built, constants={"half": np.float32(0.5), "root": np.float32(2**0.5)})
+    return find_edges(built, OperatingShapes(shapes, {"x": (12, 64), "hidden": (12, 96)}), profile())
+
+
+def test_elementwise_ops_lead_back_to_one_layer() -> None:
+    gelu = [
+        ("Div", ["wide.out", "root"], ["scaled"]),
+        ("Erf", ["scaled"], ["erf"]),
+        ("Mul", ["wide.out", "erf"], ["both"]),
+        ("Mul", ["both", "half"], ["hidden"]),
+    ]
+    assert feed_forward(gelu) == (Edge("x", None, "wide", 12 * 64), Edge("hidden", None, "narrow", 12 * 96, "wide"))
+    gated = [("Sigmoid", ["x"], ["gate"]), ("Mul", ["wide.out", "gate"], ["hidden"])]
+    assert feed_forward(gated)[1].source is None, "what the input brings has no kernel to be taken into"
+    assert feed_forward([("Softmax", ["wide.out"], ["hidden"])])[1].source is None
+
+
+def test_elements_are_unfused_where_one_end_computes_in_float() -> None:
+    edges = feed_forward([("Gelu", ["wide.out"], ["hidden"])])
+    assert unfused_elements(edges, {"wide", "narrow"}) == unfused_elements(edges, set()) == 0
+    assert unfused_elements(edges, {"wide"}) == unfused_elements(edges, {"narrow"}) == 12 * 96
+    assert crossing_elements(edges, {"wide", "narrow"}, set()) == 12 * (64 + 96), "counted whether fused or not"
+
+
 def test_a_graph_output_is_read_in_float() -> None:
     graph, shapes = cnn()
-    import dataclasses
-
-    import numpy as np
-
-    from search.graph import TensorInfo
-
-    exposed = dataclasses.replace(
+    exposed = replace(
         graph, outputs=(*graph.outputs, TensorInfo("inner.relu", np.dtype(np.float32), ("batch", 16, 8, 8)))
     )
     ends = [(e.producer, e.reader) for e in find_edges(exposed, shapes, profile()) if e.tensor == "inner.relu"]

@@ -16,7 +16,7 @@ from kernels.operating_point import OperatingPoint
 from search.errors import NotEnoughData
 from search.groups import LayerGroup, group_layers
 from search.latency.assemblies import calibration_assemblies
-from search.latency.boundary import find_edges
+from search.latency.boundary import Edge, find_edges
 from search.latency.coefficients import Coefficients, EndToEndRun, leave_one_out_errors, solve_coefficients
 from search.latency.costs import latency_costs
 from search.latency.fit import LatencyFit, fit_latency
@@ -24,6 +24,7 @@ from search.latency.rows import required_rows
 from search.latency.terms import LatencyTerms, latency_terms
 
 SWITCH_US = {"int8": 9.0, "w4a16-g32": 6.0}
+UNFUSED_US = 4e-3
 CLASS_SCALES = {"fp32": 1.2, "w8a8": 1.6, "w8a8-dynamic": 1.1, "w4a16-g32": 1.4}
 
 
@@ -32,7 +33,7 @@ def true_coefficients(terms: LatencyTerms, shape_spread: float = 0.0) -> Coeffic
     generator = random.Random(5)
     shapes = {each: 1 + shape_spread * generator.uniform(-1, 1) for each in terms.kernel_shapes}
     scales = {each: CLASS_SCALES[each[0]] * off for each, off in shapes.items()}
-    return Coefficients(40.0, scales, 2e-3, SWITCH_US)
+    return Coefficients(40.0, scales, 2e-3, SWITCH_US, UNFUSED_US)
 
 
 def made_up_terms(head_us: float = 140.0) -> LatencyTerms:
@@ -55,7 +56,9 @@ def made_up_terms(head_us: float = 140.0) -> LatencyTerms:
         "run",
         {},
     )  # fmt: skip
-    return latency_terms(graph, shapes, here, rows, table, 1)
+    found = latency_terms(graph, shapes, here, rows, table, 1)
+    # As if elementwise ops alone stood between them; this network has no such place.
+    return replace(found, edges=(*found.edges, Edge("mixed", None, "head", 4096.0, "side")))
 
 
 def made_up_runs(
@@ -81,6 +84,7 @@ def test_many_exact_runs_leave_nothing_open_that_a_prediction_needs() -> None:
     found = solve_coefficients(terms, made_up_runs(terms, 120, shape_spread=0.2), noise=1e-6)
     assert found.us_per_element == pytest.approx(true_coefficients(terms).us_per_element, rel=1e-3)
     assert found.us_per_switch["int8"] == pytest.approx(SWITCH_US["int8"], rel=1e-3)
+    assert found.us_per_unfused_element == pytest.approx(UNFUSED_US, rel=1e-3)
     for run in made_up_runs(terms, 40, shape_spread=0.2, seed=2):
         assert found.predict_us(terms, run.precisions) == pytest.approx(run.median_us, rel=1e-4)
 
@@ -125,6 +129,7 @@ def test_nothing_is_ever_less_than_nothing() -> None:
     found = solve_coefficients(terms, falling)
     assert found.intercept_us >= 0
     assert found.us_per_element >= 0
+    assert found.us_per_unfused_element >= 0
     assert min(found.us_per_switch.values()) >= 0
     assert min(found.scales.values()) > 0
 
@@ -233,7 +238,7 @@ def test_four_bits_on_the_eight_bit_kernel_share_its_scale() -> None:
     terms = made_up_terms()
     assert terms.kernel_class["stem", "w4a8"] == "w8a8"
     assert terms.kernel_class["head", "w4a16-g32"] == "w4a16-g32"
-    assert set(find_edges(*cnn(), profile())) == set(terms.edges)
+    assert set(find_edges(*cnn(), profile())) <= set(terms.edges)
 
 
 def test_a_kernel_for_next_to_nothing_gets_no_scale() -> None:
