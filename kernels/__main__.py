@@ -116,10 +116,11 @@ def read_shapes(words: list[str]) -> list[OpShape]:
 
 
 def choose_pairs(profile: HardwareProfile, ops: list[OpShape], names: list[str]) -> list[Pair]:
-    """Every op with every precision asked for, or with all that the profile runs for its kind."""
+    """Every op with every precision asked for, or with all that the profile runs for its kind, fp8 included."""
     if names:
         return [(op, precision) for op in ops for precision in map(Precision, names)]
-    return [(op, p) for op in ops for p in [FP32, *profile.precisions(op.kind)] if profile.why_not(op, p) is None]
+    found = {kind: [FP32, *profile.precisions(kind), *profile.narrow_floats(kind)] for kind in {op.kind for op in ops}}
+    return [(op, p) for op in ops for p in found[op.kind] if profile.why_not(op, p) is None]
 
 
 def _signatures_in(path: Path) -> list[str]:

@@ -72,6 +72,11 @@ class HardwareProfile:
         found = [precision for precision in found if not precision.is_float]
         return sorted(found, key=lambda p: (-p.weight_bits, -p.activation_bits, p.name))
 
+    def narrow_floats(self, op_kind: str) -> list[Precision]:
+        """Float formats of fewer bits than full precision here (fp8): rows to compare with, no choices of a search."""
+        found = [Precision(name) for kind, name in self.support if kind == op_kind]
+        return [p for p in found if p.is_float and p.weight_bits < self.full_precision.weight_bits]
+
     def served_as(self, op_kind: str, precision: Precision) -> Precision:
         """The format that a float pair is computed in: some runtimes serve full precision in half."""
         support = self.support.get((op_kind, precision.name))

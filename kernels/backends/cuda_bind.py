@@ -24,12 +24,14 @@ class BoundOp:
     """`run` takes activations in the form `reads` names, one row per sample or pixel, and gives (rows, channels).
 
     `leaves_codes`: int8 codes of the layer's output quantizer, whose rows have a pitch of a multiple of 4; else halves.
+    With `adds_residual`, `run` takes halves of the output's shape beside the activations and adds them in the kernel.
     """
 
     kernel: str
     reads: Reads
     leaves_codes: bool
-    run: Callable[[torch.Tensor], torch.Tensor]
+    run: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+    adds_residual: bool = False
 
 
 def pitch_of(columns: int) -> int:
@@ -66,12 +68,17 @@ def bind(device: CudaDevice, layer: RandomLayer, preferred: Sequence[str], relu:
             work_of(layer),
         )
 
-        def run(x: torch.Tensor, bound: BoundLaunch = bound, shape: tuple[int, int] = (rows, ld_out)) -> torch.Tensor:
+        def run(
+            x: torch.Tensor,
+            residual: torch.Tensor | None,
+            bound: BoundLaunch = bound,
+            shape: tuple[int, int] = (rows, ld_out),
+        ) -> torch.Tensor:
             out = torch.empty(shape, dtype=OUTPUT_TYPES[output], device=device.torch_device)
-            bound.enqueue(x, out)
+            bound.enqueue(x, out, residual=residual)
             return out
 
-        return BoundOp(launch.name, launch.reads, leaves_codes, run)
+        return BoundOp(launch.name, launch.reads, leaves_codes, run, adds_residual=not leaves_codes)
     raise NotMeasured(
         f"none of {', '.join(preferred) or 'no kernels'} can be bound for {layer.op.signature} in {layer.precision}",
         hint=f"there are {', '.join(found) or 'none'}; measure the row again with this version",
@@ -91,8 +98,13 @@ def _product(device: CudaDevice, layer: RandomLayer, name: str) -> BoundOp | Non
         multiply, work = contender.product(layer, 1), work_of(layer)
 
         def run(
-            x: torch.Tensor, multiply: Multiply = multiply, variant: str = variant, work: Work = work
+            x: torch.Tensor,
+            residual: torch.Tensor | None,
+            multiply: Multiply = multiply,
+            variant: str = variant,
+            work: Work = work,
         ) -> torch.Tensor:
+            assert residual is None, "library products add none"
             made = device.run_torch(name, lambda: multiply(variant, 0, x), work)
             assert isinstance(made, torch.Tensor)
             return made

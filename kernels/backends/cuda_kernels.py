@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,10 +32,18 @@ OUTPUT_TYPES = {
 FLOAT_TOLERANCE = {Output.S32: 0.0, Output.S8: 0.0, Output.F32: 1e-5, Output.F16: 2e-3, Output.BF16: 1e-2}
 
 
+class Epilogue(Protocol):
+    """What happens to the sums of a launch."""
+
+    def arguments(self, out: torch.Tensor, columns: int, residual: torch.Tensor | None) -> EpilogueArguments:
+        """The struct for a kernel that writes rows of `columns` elements; `residual` is added where there is one."""
+        ...
+
+
 @dataclass(frozen=True)
 class EpilogueTensors:
     """What the epilogue reads, on the device. `relu` clamps at zero: codes from 0 on, or a maximum with 0. `bits` are
-    those of the codes it leaves, one to a byte."""
+    those of the codes it leaves, one to a byte. A residual can be added to floats only."""
 
     output: Output
     bias: torch.Tensor | None = None
@@ -46,7 +54,7 @@ class EpilogueTensors:
     relu: bool = False
     bits: int = 8
 
-    def arguments(self, out: torch.Tensor, columns: int) -> EpilogueArguments:
+    def arguments(self, out: torch.Tensor, columns: int, residual: torch.Tensor | None = None) -> EpilogueArguments:
         def address(tensor: torch.Tensor | None) -> int:
             return 0 if tensor is None else tensor.data_ptr()
 
@@ -57,7 +65,9 @@ class EpilogueTensors:
             multiplier=address(self.multiplier),
             shift=address(self.shift),
             offset=address(self.offset),
+            residual=address(residual),
             ld_out=columns,
+            ld_residual=columns,
             clamp_low=0 if self.relu else -(1 << self.bits - 1),
             clamp_high=(1 << self.bits - 1) - 1,
             relu=int(self.relu),
@@ -99,7 +109,7 @@ class BoundLaunch:
         device: CudaDevice,
         launch: Launch,
         weights: torch.Tensor,
-        epilogue: EpilogueTensors,
+        epilogue: Epilogue,
         columns: int,
         work: Work,
     ) -> None:
@@ -122,11 +132,11 @@ class BoundLaunch:
         launch = self.launch
         return _zeros(self._device, launch.partial_bytes), _zeros(self._device, 4 * launch.arrivals)
 
-    def enqueue(self, x: torch.Tensor, out: torch.Tensor, copy: int = 0) -> None:
-        """Run on packed activations `x` and write all of `out` (rows, columns)."""
+    def enqueue(self, x: torch.Tensor, out: torch.Tensor, copy: int = 0, residual: torch.Tensor | None = None) -> None:
+        """Run on packed activations `x` and write all of `out` (rows, columns); `residual` has its shape and type."""
         partial, arrivals = (0 if each is None else each.data_ptr() for each in self._scratch)
         operands = Operands(x.data_ptr(), self._weights[copy].data_ptr(), partial, arrivals)
-        arguments = self.launch.arguments(operands, self._epilogue.arguments(out, self._columns))
+        arguments = self.launch.arguments(operands, self._epilogue.arguments(out, self._columns, residual))
         self._device.launch(self._function, self._geometry, arguments, self._work)
 
 

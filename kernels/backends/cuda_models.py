@@ -25,14 +25,12 @@ from kernels.cuda.packing import (
     unpack_fragments,
     unpack_int4,
 )
+from kernels.cuda.random_epilogue import DTYPES, from_stored, stored
 from kernels.reference import conv2d
 
 Array = np.ndarray[Any, Any]
 Named = Mapping[str, Any]
 Defines = Mapping[str, int | str]
-_DTYPES: Mapping[Output, Any] = {
-    Output.S32: np.int32, Output.F32: np.float32, Output.F16: np.float16, Output.S8: np.int8, Output.U8: np.uint8,
-}  # fmt: skip
 _STEP = 64
 
 
@@ -46,29 +44,48 @@ def array_at(address: int, shape: tuple[int, ...], dtype: Any) -> Array:
 def finish(defines: Defines, e: Any, sums: Array) -> None:
     """Write (rows, columns) integer sums through the epilogue."""
     output = Output(int(defines["OUTPUT"]))
-    rows, columns = sums.shape
-    out = array_at(e.out, (rows, e.ld_out), _DTYPES[output])[:, :columns]
+    columns = sums.shape[1]
     acc = sums + (array_at(e.bias, (columns,), np.int32) if e.bias else 0)
     if output is Output.S32:
-        out[:] = acc
+        _out(output, e, sums.shape)[:] = acc
     elif output.is_code and e.multiplier:
         m, shift = (array_at(address, (columns,), np.int32).astype(np.int64) for address in (e.multiplier, e.shift))
         codes = ((acc * m + (np.int64(1) << (shift - 1))) >> shift) + e.zero_point
-        out[:] = np.clip(codes, e.clamp_low, e.clamp_high)
+        other = _residual(output, e, sums.shape)
+        if other is not None:
+            half = 1 << (e.residual_shift - 1)
+            codes = codes + (((other.astype(np.int64) - e.residual_zero_point) * e.residual_multiplier + half)
+                             >> e.residual_shift)  # fmt: skip
+        _out(output, e, sums.shape)[:] = np.clip(codes, e.clamp_low, e.clamp_high)
     else:
         finish_float(defines, e, acc.astype(np.float32) * array_at(e.scale, (columns,), np.float32))
 
 
 def finish_float(defines: Defines, e: Any, values: Array) -> None:
-    """Write (rows, columns) scaled values through the rest of the epilogue."""
+    """Write (rows, columns) scaled float32 values through the rest of the epilogue."""
     output = Output(int(defines["OUTPUT"]))
     rows, columns = values.shape
-    out = array_at(e.out, (rows, e.ld_out), _DTYPES[output])[:, :columns]
+    out, other = _out(output, e, values.shape), _residual(output, e, values.shape)
     if output.is_code:
+        if other is not None:
+            codes = other.astype(np.int32) - e.residual_zero_point
+            values = values + codes.astype(np.float32) * np.float32(e.residual_scale)
         out[:] = np.clip(np.rint(values).astype(np.int64) + e.zero_point, e.clamp_low, e.clamp_high)
         return
-    y = values + array_at(e.offset, (columns,), np.float32) if e.offset else values
-    out[:] = np.maximum(y, 0) if e.relu else y
+    y = values * array_at(e.row_scale, (rows, 1), np.float32) if e.row_scale else values
+    y = y + array_at(e.offset, (columns,), np.float32) if e.offset else y
+    y = y if other is None else y + from_stored(other)
+    out[:] = stored(np.maximum(y, 0) if e.relu else y, output)
+
+
+def _out(output: Output, e: Any, shape: tuple[int, ...]) -> Array:
+    return array_at(e.out, (shape[0], e.ld_out), DTYPES[output])[:, : shape[1]]
+
+
+def _residual(output: Output, e: Any, shape: tuple[int, ...]) -> Array | None:
+    if not e.residual:
+        return None
+    return array_at(e.residual, (shape[0], e.ld_residual), DTYPES[output])[:, : shape[1]]
 
 
 def gemm_s8(defines: Defines, geometry: Geometry, at: Named) -> None:
@@ -183,24 +200,25 @@ def _columns(at: Named, per: int) -> tuple[Array, Array]:
 
 def quantize(defines: Defines, geometry: Geometry, at: Named) -> None:
     rows, columns = at["rows"].value, at["columns"].value
-    x = array_at(at["x"].value, (rows, at["ld_x"].value), _DTYPES[Output(int(defines["INPUT"]))])[:, :columns]
-    codes = array_at(at["codes"].value, (rows, at["ld_codes"].value), _DTYPES[Output(int(defines["OUTPUT"]))])
+    x = array_at(at["x"].value, (rows, at["ld_x"].value), DTYPES[Output(int(defines["INPUT"]))])[:, :columns]
+    codes = array_at(at["codes"].value, (rows, at["ld_codes"].value), DTYPES[Output(int(defines["OUTPUT"]))])
     scale, zero = _columns(at, columns)
-    steps = np.rint(x.astype(np.float32) / scale).astype(np.int64) + zero
+    steps = np.rint(from_stored(x) / scale).astype(np.int64) + zero
     codes[:, :columns] = np.clip(steps, at["low"].value, at["high"].value)
 
 
 def dequantize(defines: Defines, geometry: Geometry, at: Named) -> None:
     rows, columns = at["rows"].value, at["columns"].value
-    codes = array_at(at["codes"].value, (rows, at["ld_codes"].value), _DTYPES[Output(int(defines["INPUT"]))])
-    y = array_at(at["y"].value, (rows, at["ld_y"].value), _DTYPES[Output(int(defines["OUTPUT"]))])
+    codes = array_at(at["codes"].value, (rows, at["ld_codes"].value), DTYPES[Output(int(defines["INPUT"]))])
+    y = array_at(at["y"].value, (rows, at["ld_y"].value), DTYPES[Output(int(defines["OUTPUT"]))])
     scale, zero = _columns(at, columns)
-    y[:, :columns] = (codes[:, :columns].astype(np.int64) - zero).astype(np.float32) * scale
+    floats = (codes[:, :columns].astype(np.int64) - zero).astype(np.float32) * scale
+    y[:, :columns] = stored(floats, Output(int(defines["OUTPUT"])))
 
 
 def requantize(defines: Defines, geometry: Geometry, at: Named) -> None:
     rows, columns = at["rows"].value, at["columns"].value
-    x = array_at(at["x"].value, (rows, at["ld_x"].value), _DTYPES[Output(int(defines["INPUT"]))])[:, :columns]
+    x = array_at(at["x"].value, (rows, at["ld_x"].value), DTYPES[Output(int(defines["INPUT"]))])[:, :columns]
     finish(defines, at["e"], x.astype(np.int64) - at["input_zero_point"].value)
 
 

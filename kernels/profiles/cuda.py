@@ -49,6 +49,7 @@ def _rows(arch: str) -> dict[Pair, tuple[KernelSupport, Recipe | None]]:
     def ours(kernel: str, precision: str) -> KernelSupport:
         return KernelSupport(kernel, capability(arch, precision).value, verified=(kernel, arch) in _verified())
 
+    fp8 = {("linear", "fp8"): (KernelSupport("torch._scaled_mm"), None)}
     return {
         ("conv2d", "fp32"): (KernelSupport("torch fp16", Via.VIA_FP16.value), None),
         ("conv2d", "fp16"): (KernelSupport("torch fp16"), None),
@@ -61,6 +62,7 @@ def _rows(arch: str) -> dict[Pair, tuple[KernelSupport, Recipe | None]]:
         ("linear", "w4a8"): (ours("gemm_w4a8", "w4a8"), recipes.linear_symmetric_recipe(4, 8)),
         ("linear", "w4a4"): (ours(gemm_w4a4, "w4a4"), recipes.linear_symmetric_recipe(4, 4)),
         ("linear", f"w4a16-g{GROUP}"): (ours("gemm_w4a16", "w4a16"), recipes.linear_groups_float(GROUP)),
+        **(fp8 if capability(arch, "fp8") is Via.NATIVE else {}),
     }
 
 

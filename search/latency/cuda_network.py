@@ -68,10 +68,12 @@ class CudaNetwork(LoadedModel):
         self._program.use_channels_last()
         self._layers: dict[int, tuple[Layer, BoundOp]] = {}
         self._absorbed: set[int] = set()
+        self._sums: dict[int, tuple[str, str]] = {}
         self._quantizers: dict[tuple[str, int], Quantize] = {}
         self._dequantizers: dict[str, Dequantize] = {}
         for name, candidate in assembly.candidates.items():
             self._bind(graph.layer(name), candidate, choose)
+        self._take_in_sums()
         self._executed: list[ExecutedOp] = []
         self._inputs: dict[str, torch.Tensor] = {}
         self._outputs: dict[str, torch.Tensor] = {}
@@ -120,6 +122,33 @@ class CudaNetwork(LoadedModel):
         if layer.bias is not None and layer.bias.node != layer.node:
             self._absorbed.add(layer.bias.node)
 
+    def _take_in_sums(self) -> None:
+        """Residual additions that kernels do in their epilogue: layer by node to (the other summand, the sum).
+
+        The Add must be the only one to read the layer's output, of equal shapes, and the other summand must be there
+        when the layer runs.
+        """
+        nodes, shapes = self._graph.nodes, self._shapes.tensor_shapes
+        made_by = {name: node.index for node in nodes for name in node.outputs}
+        readers: dict[str, list[int]] = {}
+        for node in nodes:
+            for name in node.inputs:
+                readers.setdefault(name, []).append(node.index)
+        for info in self._graph.outputs:
+            readers.setdefault(info.name, []).append(len(nodes))
+        for index, (layer, bound) in self._layers.items():
+            found = readers.get(layer.output, [])
+            if not bound.adds_residual or len(found) != 1 or found[0] >= len(nodes):
+                continue
+            add = nodes[found[0]]
+            if add.op_type != "Add" or add.index in self._absorbed or len(set(add.inputs)) != 2:
+                continue
+            other = next(name for name in add.inputs if name != layer.output)
+            is_there = other not in self._graph.constants and made_by.get(other, -1) < index
+            if is_there and shapes.get(other) == shapes.get(layer.output) == shapes.get(add.outputs[0]):
+                self._sums[index] = other, add.outputs[0]
+                self._absorbed.add(add.index)
+
     def _input(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._device.torch_device)
         if not tensor.is_floating_point():
@@ -147,15 +176,18 @@ class CudaNetwork(LoadedModel):
         self, layer: Layer, bound: BoundOp, values: dict[str, torch.Tensor], codes: dict[str, Codes]
     ) -> None:
         op = self._shapes.op_shapes[layer.name]
-        out = bound.run(self._activations(layer, bound, op, values, codes))
-        self._note(bound.kernel, layer.name)
-        tensor = layer.quantized_tensor if bound.leaves_codes else layer.output
+        x = self._activations(layer, bound, op, values, codes)
+        other, written = self._sums.get(layer.node, (None, layer.output))
+        residual = None if other is None else self._float(other, values, codes).reshape(-1, op.n).contiguous()
+        out = bound.run(x, residual)
+        self._note(bound.kernel if other is None else f"{bound.kernel} + residual", layer.name)
+        tensor = layer.quantized_tensor if bound.leaves_codes else written
         shape = self._shapes.tensor_shapes[tensor]
         if bound.leaves_codes:
             scale = self._assembly.quantizers[tensor].scale
             codes[tensor] = Codes(out, op.out_channels if isinstance(op, Conv2dShape) else out.shape[1], scale, shape)
         else:
-            values[layer.output] = out.view(shape)
+            values[tensor] = out.view(shape)
 
     def _activations(
         self, layer: Layer, bound: BoundOp, op: OpShape, values: dict[str, torch.Tensor], codes: dict[str, Codes]

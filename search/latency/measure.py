@@ -23,7 +23,7 @@ _ANCHORS = 8
 """Runs timed again beside new ones; the first are uniform or mostly of one precision. A network timed twice differs by
 1.5 %: with four anchors, whole rounds of new runs were off by 1.2 % on average, with eight by 0.8 %."""
 END_TO_END = Protocol(
-    long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=1.2, max_samples=120
+    long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=2.0, max_samples=120
 )
 """How whole models are timed: at the pace that they keep in service; short ones in samples of several calls. After
 gigabytes of other models had run, 40 MB of weights took five to six calls to come back into the shared cache."""

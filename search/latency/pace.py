@@ -16,6 +16,8 @@ NOISE = 0.017
 """Relative standard deviation of the ratio of two timings of one network, beside what the pace does."""
 CLASS_SPREAD = 0.05
 """Relative standard deviation of a class's slowdown around that of all."""
+DISTURBED = 0.2
+"""A network that lost this much more or less than the median of all was disturbed in one of its timings."""
 
 ALL = ""
 
@@ -42,8 +44,9 @@ def find_pace(networks: Sequence[tuple[Shares, float]]) -> Pace:
     if not networks:
         return Pace({ALL: 1.0})
     classes = sorted({name for shares, _ in networks for name in shares})
+    centre = float(np.median([slowdown for _, slowdown in networks]))
+    networks = [each for each in networks if abs(each[1] / centre - 1) <= DISTURBED]
     measured = np.array([slowdown for _, slowdown in networks])
-    centre = float(np.median(measured))
     parts = np.array([[shares.get(name, 0.0) for name in classes] for shares, _ in networks])
     system = np.vstack([parts / NOISE, np.eye(len(classes)) / CLASS_SPREAD])
     wanted = np.concatenate([(measured - centre) / NOISE, np.zeros(len(classes))])

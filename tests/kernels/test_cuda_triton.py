@@ -175,7 +175,7 @@ def test_a_network_runs_the_library_and_variant_that_its_row_names(monkeypatch: 
     monkeypatch.setattr(cuda_bind, "products", lambda device: [Named(device)])
     bound = bind(device, layer, ["gone", "library 16x16", "gemm_s8 16x64"])
     assert (bound.kernel, bound.leaves_codes) == ("library 16x16", False)
-    assert bound.run(torch.zeros((3, 64), dtype=torch.int8)).unique().tolist() == [5.0]
+    assert bound.run(torch.zeros((3, 64), dtype=torch.int8), None).unique().tolist() == [5.0]
     with pytest.raises(NotMeasured):
         bind(device, layer, ["library 3x3"])
 

@@ -112,6 +112,21 @@ def small_mlp(seed: int = 0, width: int = 64) -> Graph:
     return b.graph({"x": (TensorProto.FLOAT, "N", 5, 32)}, {"logits": (TensorProto.FLOAT, "N", 5, 12)})
 
 
+def residual_mlp(seed: int = 0, width: int = 128) -> Graph:
+    """x + down(Relu(up(x))), the sum also read by Relu and head; a second product is added to what comes later."""
+    b = Builder(seed)
+    b.node("MatMul", ["x", b.normal("up.weight", width, width, scale=width**-0.5)], "up_product")
+    b.node("Add", ["up_product", b.normal("up.bias", width, scale=0.2)], "up")
+    b.node(
+        "MatMul", [b.node("Relu", ["up"], "up_relu"), b.normal("down.weight", width, width, scale=width**-0.5)], "down"
+    )
+    b.node("Add", ["x", "down"], "sum")
+    b.node("MatMul", ["sum", b.normal("side.weight", width, width, scale=width**-0.5)], "side")
+    b.node("Add", ["side", b.node("Relu", ["sum"], "later")], "mixed")
+    b.node("MatMul", ["mixed", b.normal("head.weight", width, 12, scale=width**-0.5)], "logits")
+    return b.graph({"x": (TensorProto.FLOAT, "N", 5, width)}, {"logits": (TensorProto.FLOAT, "N", 5, 12)})
+
+
 def token_model(seed: int = 0, rows: int = 40, width: int = 32) -> Graph:
     """Embedding, LayerNormalization, MatMul+Add: integer inputs."""
     b = Builder(seed)

@@ -9,9 +9,9 @@ import pytest
 
 from kernels.cuda.epilogue import Output
 from kernels.cuda.int8 import GEMM_S8, gemm_tile
+from kernels.cuda.random_epilogue import DTYPES, random_epilogue
 from kernels.cuda.source import Defines
 from kernels.reference import linear
-from tests.kernels.cuda.epilogue_cases import DTYPES, plain, random_epilogue
 from tests.kernels.cuda.simt.emulator import Memory, Statistics, emulate
 
 Array = np.ndarray[Any, Any]
@@ -53,11 +53,11 @@ def check(
     sizes = [np.int32(value) for value in (m, n, k, lda, ldb)]
     statistics = kernel.launch(
         device, (blocks, 1, max(1, splits)), (32 * int(tile["WARPS_M"]) * int(tile["WARPS_N"]),),
-        [a_buffer, b_buffer, case.arguments(device, out, ld_out), *sizes, partial, arrivals],
+        [a_buffer, b_buffer, case.arguments(device.address_of, out.address, ld_out), *sizes, partial, arrivals],
         shared_bytes=int(tile["STAGES"]) * (int(tile["BLOCK_M"]) + int(tile["BLOCK_N"])) * int(tile["BLOCK_K"]),
         seed=seed,
     )  # fmt: skip
-    np.testing.assert_array_equal(out.array[:, :n], plain(case, n).expected(linear(a, b.T)))
+    np.testing.assert_array_equal(out.array[:, :n], case.expected(linear(a, b.T)))
     assert (out.array[:, n:].view(np.uint8) == 0xCD).all()
     if arrivals is not None:
         assert not arrivals.array.any()

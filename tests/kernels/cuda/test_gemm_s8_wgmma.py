@@ -9,8 +9,8 @@ import pytest
 
 from kernels.cuda.epilogue import Output
 from kernels.cuda.int8 import GEMM_S8_WGMMA, WGMMA_BLOCK_K, WGMMA_TILES, wgmma_shared_bytes, wgmma_threads
+from kernels.cuda.random_epilogue import DTYPES, random_epilogue
 from kernels.reference import linear
-from tests.kernels.cuda.epilogue_cases import DTYPES, plain, random_epilogue
 from tests.kernels.cuda.simt.emulator import GuardedArray, Memory, emulate
 
 
@@ -42,10 +42,10 @@ def check(seed: int, tile: str, m: int, n: int, k: int, blocks: int, output: Out
     kernel = emulate(GEMM_S8_WGMMA, "sm_90a", tile, {"OUTPUT": int(output), "A_UNSIGNED": int(unsigned)})
     kernel.launch(
         device, (blocks,), (wgmma_threads(shape),),
-        [a_map, b_map, case.arguments(device, out, n), *map(np.int32, (m, n, k))],
+        [a_map, b_map, case.arguments(device.address_of, out.address, n), *map(np.int32, (m, n, k))],
         shared_bytes=wgmma_shared_bytes(shape), seed=seed,
     )  # fmt: skip
-    np.testing.assert_array_equal(out.array, plain(case, n).expected(linear(a, b.T)))
+    np.testing.assert_array_equal(out.array, case.expected(linear(a, b.T)))
 
 
 def test_a_block_that_takes_several_tiles_is_exact() -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from kernels.cuda.epilogue import Output
 from kernels.cuda.int8 import DEQUANTIZE, QUANTIZE, REQUANTIZE
+from kernels.cuda.random_epilogue import DTYPES, from_stored, random_epilogue, stored
 from kernels.recipe import Granularity, Numerics
 from kernels.reference import dequantize, quantize
-from tests.kernels.cuda.epilogue_cases import DTYPES, bfloat16, plain, random_epilogue
 from tests.kernels.cuda.simt.emulator import Memory, emulate
 
 SMALL = {"BLOCK_THREADS": 64, "ITEMS": 2}
@@ -36,8 +36,8 @@ def test_quantize_equals_the_reference(input_type: Output, output: Output, per_c
         values = (rng.standard_normal((rows, columns)) * 30).astype(np.float32)
         values.ravel()[::7] = np.rint(values.ravel()[::7]) + 0.5  # ties at scale 1
         values.ravel()[:1] = 1e30 if input_type is not Output.F16 else 6e4
-        stored = bfloat16(values) if input_type is Output.BF16 else values.astype(DTYPES[input_type])
-        seen = (stored.astype(np.uint32) << 16).view(np.float32) if input_type is Output.BF16 else stored
+        held = stored(values, input_type)
+        seen = from_stored(held)
         channels = columns if per_channel else 1
         scale = np.where(rng.integers(2, size=channels), 1, rng.uniform(0.1, 2, channels)).astype(np.float32)
         zero = rng.integers(-9, 10, channels).astype(np.int32)
@@ -46,11 +46,11 @@ def test_quantize_equals_the_reference(input_type: Output, output: Output, per_c
         code = numerics(output)
         kernel.launch(
             device, grid(rows, columns), (SMALL["BLOCK_THREADS"],),
-            [device.upload(stored, "x"), out, device.upload(scale, "scale"), device.upload(zero, "zero_point"),
+            [device.upload(held, "x"), out, device.upload(scale, "scale"), device.upload(zero, "zero_point"),
              *map(np.int32, (rows, columns, columns, ld, per_channel, code.code_min, code.code_max))],
         )  # fmt: skip
         # Values beyond 32 bits saturate before the zero point is added, which the clip hides.
-        expected = quantize(np.clip(seen.astype(np.float32), -1e8, 1e8), scale, zero, code)
+        expected = quantize(np.clip(seen, -1e8, 1e8), scale, zero, code)
         np.testing.assert_array_equal(out.array[:, :columns], expected)
         assert (out.array[:, columns:].view(np.uint8) == 0xCD).all()
 
@@ -90,7 +90,7 @@ def test_requantize_is_the_epilogue_of_a_matrix(input_type: Output, output: Outp
         case = random_epilogue(rng, output, rows, columns, spread=top / 2)
         kernel.launch(
             device, grid(rows, columns), (SMALL["BLOCK_THREADS"],),
-            [device.upload(values, "x"), case.arguments(device, out, columns),
+            [device.upload(values, "x"), case.arguments(device.address_of, out.address, columns),
              *map(np.int32, (rows, columns, columns, 3))],
         )  # fmt: skip
-        np.testing.assert_array_equal(out.array, plain(case, columns).expected(values.astype(np.int64) - 3))
+        np.testing.assert_array_equal(out.array, case.expected(values.astype(np.int64) - 3))

@@ -107,6 +107,15 @@ def test_float_formats_are_no_choices() -> None:
     assert [p.name for p in profile.precisions("conv2d")] == ["w8a8", "w4a8", "w4a4"]
 
 
+def test_fp8_is_compared_with_where_the_device_has_it() -> None:
+    assert [p.name for p in load_profile("h200").narrow_floats("linear")] == ["fp8"]
+    assert "fp8" not in [p.name for p in load_profile("h200").precisions("linear")]
+    for name in ("a100", "t4"):
+        assert load_profile(name).narrow_floats("linear") == []
+    assert load_profile("h200").narrow_floats("conv2d") == [], "cuDNN's fp8 convolutions are not asked"
+    assert cuda_profile("cuda-local", DEVICE, "sm_89").support["linear", "fp8"].kernel == "torch._scaled_mm"
+
+
 def test_an_architecture_without_kernels_is_named() -> None:
     with pytest.raises(KernelsError, match="sm_70") as caught:
         cuda_profile("v100", DEVICE, "sm_70")

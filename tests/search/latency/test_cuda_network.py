@@ -28,10 +28,10 @@ from search.latency.model import measure_model, noise_candidates
 from search.latency.rows import required_rows
 from search.onnx_import import operating_shapes
 from search.simulation.torch_simulator import TorchSimulator
-from tests.search.small_models import small_cnn, small_mlp
+from tests.search.small_models import residual_mlp, small_cnn, small_mlp
 
 POINT = OperatingPoint(batch=2)
-HALF_PRECISION = {"fp32": 0.01, "w8a8": 0.02, "w4a8": 0.02, "w4a4": 0.06}
+HALF_PRECISION = {"fp32": 0.01, "w4a16-g128": 0.01, "w8a8": 0.02, "w4a8": 0.02, "w4a4": 0.06}
 """Of the largest output: a code that half precision rounds the other way is a step, and 4 bits have long steps."""
 
 
@@ -81,6 +81,16 @@ def test_a_network_of_products_computes_its_assembly(precision: str, arch: str) 
     kernels = [op.op_type for op in network.executed_ops()]
     assert any(kernel.startswith("gemm_") for kernel in kernels)
     assert ("pack_nibbles" in kernels) == (precision == "w4a4")
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w4a16-g128"])
+def test_a_kernel_adds_the_residual_that_is_there_when_it_runs(precision: str) -> None:
+    network, found, expected = both(residual_mlp(), precision)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=HALF_PRECISION[precision] * np.abs(value).max())
+    ran = [op.op_type for op in network.executed_ops()]
+    assert sum(kernel.endswith("+ residual") for kernel in ran) == 1
+    assert ran.count("Add") == 1, "the other summand of the second comes after its product"
 
 
 def test_a_second_run_takes_new_inputs() -> None:

@@ -23,6 +23,13 @@ def test_classes_that_lost_differently_are_told_apart() -> None:
         assert pace.of({name: 1.0}) == pytest.approx(factor, abs=0.01)
 
 
+def test_a_network_that_was_disturbed_says_nothing() -> None:
+    slower = [(shares, sum(part * SLOWER[name] for name, part in shares.items())) for shares in NETWORKS]
+    steady, disturbed = find_pace(slower), find_pace([*slower, ({"w8a8": 1.0}, 0.7)])
+    for name in SLOWER:
+        assert disturbed.of({name: 1.0}) == pytest.approx(steady.of({name: 1.0}), abs=0.01)
+
+
 def test_what_nothing_is_known_of_lost_what_all_lost() -> None:
     pace = find_pace([({"fp32": 1.0}, 1.1), ({"fp32": 0.2, "w8a8": 0.8}, 1.1)])
     assert pace.of({"w4a16-g32": 1.0}) == pytest.approx(1.1)

@@ -118,6 +118,10 @@ class Memory:
         array.array[...] = values
         return array
 
+    def address_of(self, values: np.ndarray[Any, Any], name: str) -> int:
+        """Uploads; for what takes addresses alone (`kernels.cuda.random_epilogue`)."""
+        return self.upload(values, name).address
+
 
 class EmulatedKernel:
     """One kernel in one configuration as a shared library."""
