@@ -111,7 +111,8 @@ class EpilogueCase:
         return self.residual[:, : sums.shape[1]]
 
     def _codes(self, steps: Array) -> Array:
-        return np.clip(steps + self.zero_point, self.clamp_low, self.clamp_high).astype(DTYPES[self.output])
+        codes = np.clip(steps + self.zero_point, self.clamp_low, self.clamp_high)
+        return np.asarray(codes, DTYPES[self.output])
 
 
 def random_epilogue(

@@ -178,7 +178,7 @@ class CudaNetwork(LoadedModel):
         op = self._shapes.op_shapes[layer.name]
         x = self._activations(layer, bound, op, values, codes)
         other, written = self._sums.get(layer.node, (None, layer.output))
-        residual = None if other is None else self._float(other, values, codes).reshape(-1, op.n).contiguous()
+        residual = None if other is None else self._float(other, values, codes).contiguous()
         out = bound.run(x, residual)
         self._note(bound.kernel if other is None else f"{bound.kernel} + residual", layer.name)
         tensor = layer.quantized_tensor if bound.leaves_codes else written
