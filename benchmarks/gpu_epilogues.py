@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from benchmarks.gpu_bench import Bench
-from benchmarks.gpu_shapes import Attempt, Kernels, count, draw_layer
+from benchmarks.gpu_shapes import Case, Drawn, Kernels, Wanted, count, draw, draw_launch
 from kernels import reference
 from kernels.backends.cuda_contender import poisoned, upload, work_of
 from kernels.backends.cuda_device import CudaDevice, Geometry, Work, WrongResult
 from kernels.backends.cuda_kernels import OUTPUT_TYPES, BoundLaunch, input_codes, output_rows, pack, weight_codes
 from kernels.cuda.epilogue import EpilogueArguments, Output
 from kernels.cuda.int8 import DEQUANTIZE, QUANTIZE, REQUANTIZE
-from kernels.cuda.launch import launches
+from kernels.cuda.launch import Launch
 from kernels.cuda.random_epilogue import DTYPES, EpilogueCase, from_stored, random_epilogue, stored
 from kernels.cuda.signature import signature_of
 from kernels.cuda.source import KernelSource
@@ -25,6 +25,7 @@ from kernels.random_layer import RandomLayer
 from kernels.recipe import Granularity, Numerics
 
 BOUNDARIES = ("quantize", "dequantize", "requantize")
+EPILOGUE_SHAPES, BOUNDARY_SHAPES = 100, 200
 TILES = 3
 """Configurations tried of a kernel in each form of its epilogue; all of them are in the cases without."""
 FLOAT_SUMS = 2e-3
@@ -32,16 +33,22 @@ FLOAT_SUMS = 2e-3
 _BFLOAT16_BITS = 8  # times as coarse as half precision
 
 
-def epilogues(bench: Bench, kind: str, precision: str) -> Attempt:
+def epilogues(bench: Bench, kind: str, precision: str) -> Case:
     """A layer's sums through an epilogue of chance; sums in float may be off by `FLOAT_SUMS`."""
     outputs = [each for each in Output if precision != "w4a16" or not (each.is_code or each is Output.S32)]
 
+    def chosen(seed: int) -> tuple[Drawn, Output, Launch]:
+        drawn = draw(bench.device, kind, precision, seed)
+        output = outputs[int(drawn.rng.integers(len(outputs)))]
+        return drawn, output, draw_launch(bench, drawn, output, TILES)
+
+    def wants(seed: int) -> Wanted:
+        launch = chosen(seed)[2]
+        return launch.source, launch.tile, launch.defines
+
     def attempt(seed: int, kernels: Kernels) -> None:
-        layer, rng = draw_layer(bench.device, kind, precision, seed)
-        output = outputs[int(rng.integers(len(outputs)))]
-        found = launches(layer.op, layer.precision, bench.device.arch, bench.device.identity.cores, output)
-        found = [each for each in found if f"{each.source.name} {each.tile}" not in bench.avoid][:TILES]
-        launch = found[int(rng.integers(len(found)))]
+        drawn, output, launch = chosen(seed)
+        layer, rng = drawn.layer(), drawn.rng
         rows, columns = output_rows(layer.op)
         packed, ld_residual = pack(launch, layer), columns + int(rng.integers(3))
         has_ratios = packed.channel_scale is not None  # scales of groups are the kernel's own business
@@ -65,20 +72,29 @@ def epilogues(bench: Bench, kind: str, precision: str) -> Attempt:
             bench.device.synchronize()
             _compare(f"{layer.op.signature} to {output.name}", _numbers(out), expected, has_ratios)
 
-    return attempt
+    return Case(attempt, wants, EPILOGUE_SHAPES, share=1.0)
 
 
-def boundary(bench: Bench, name: str) -> Attempt:
+def boundary(bench: Bench, name: str) -> Case:
     """A matrix from one number format to another, by one scale or one for every column."""
     source: KernelSource = {"quantize": QUANTIZE, "dequantize": DEQUANTIZE, "requantize": REQUANTIZE}[name]
+
+    floats, codes = (Output.F32, Output.F16, Output.BF16), (Output.S8, Output.U8)
+    taken = {"quantize": floats, "dequantize": codes, "requantize": (Output.S32, *codes)}[name]
+    left = {"quantize": codes, "dequantize": floats, "requantize": (*floats, *codes)}[name]
+
+    def formats(seed: int) -> tuple[Output, Output]:
+        every = [(before, after) for before in taken for after in left]
+        return every[seed % len(every)]
+
+    def wants(seed: int) -> Wanted:
+        before, after = formats(seed)
+        return source, "default", {"INPUT": int(before), "OUTPUT": int(after)}
 
     def attempt(seed: int, kernels: Kernels) -> None:
         rng = np.random.default_rng([seed, *name.encode()])
         rows, columns = int(rng.integers(1, 300)), int(rng.integers(1, 500))
-        floats, codes = (Output.F32, Output.F16, Output.BF16), (Output.S8, Output.U8)
-        taken = {"quantize": floats, "dequantize": codes, "requantize": (Output.S32, *codes)}[name]
-        left = {"quantize": codes, "dequantize": floats, "requantize": (*floats, *codes)}[name]
-        before, after = taken[int(rng.integers(len(taken)))], left[int(rng.integers(len(left)))]
+        before, after = formats(seed)
         per_channel = int(rng.integers(2))
         channels = columns if per_channel else 1
         scale = np.where(rng.integers(2, size=channels), 1, rng.uniform(0.1, 2, channels)).astype(np.float32)
@@ -114,20 +130,19 @@ def boundary(bench: Bench, name: str) -> Attempt:
             expected = case.expected(x.astype(np.int64) - 3)
             e = case.arguments(address, out.data_ptr(), columns)
             arguments = {**shape, "x": address(x, "x"), "e": e, "ld_x": columns, "input_zero_point": 3}
-        macros = {"INPUT": int(before), "OUTPUT": int(after)}
         defines = source.defines()
         threads, items = int(defines["BLOCK_THREADS"]), int(defines["ITEMS"])
         blocks = -(-rows * -(-columns // 4) // (threads * items))
         kernel = count(kernels, f"{source.name} {before.name} {after.name}")
         with bench.running(kernel):
-            function = device.function(source, "default", macros, 0)
+            function = device.function(*wants(seed), 0)
             device.launch(
                 function, Geometry((blocks, 1, 1), (threads, 1, 1)), signature_of(source).arguments(arguments), Work()
             )
             device.synchronize()
             _compare(f"{rows} x {columns}, {before.name} to {after.name}", _numbers(out), expected)
 
-    return attempt
+    return Case(attempt, wants, BOUNDARY_SHAPES, share=0.5)
 
 
 class _Uploaded:

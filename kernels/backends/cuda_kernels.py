@@ -224,8 +224,8 @@ class KernelPrepared(Prepared):
 
 
 class OurKernels(Contender):
-    """The kernels of this package on one device; `output` overrides what a pair leaves (raw sums), `one_variant` picks
-    a single tile by its number (tests of many shapes), `avoid` names kernels with their tile never to be launched."""
+    """The kernels of this package on one device; `output` overrides what a pair leaves (raw sums), `only` is the one
+    launch wanted, by its name, `avoid` names kernels with their tile never to be launched."""
 
     name = ""
 
@@ -233,13 +233,13 @@ class OurKernels(Contender):
         self,
         device: CudaDevice,
         output: Output | None = None,
-        one_variant: int | None = None,
+        only: str | None = None,
         avoid: Collection[str] = (),
     ) -> None:
         super().__init__(device)
         self._avoid = avoid
         self._output = output
-        self._one_variant = one_variant
+        self._only = only
 
     def why_not(self, op: OpShape, precision: Precision) -> str | None:
         found = self._launches(op, precision)
@@ -249,8 +249,8 @@ class OurKernels(Contender):
         found = self._launches(layer.op, layer.precision)
         if not found:
             raise OpFailed(f"{layer.op.signature} in {layer.precision}: every kernel that could run it is avoided")
-        if self._one_variant is not None:
-            found = [found[self._one_variant % len(found)]]
+        if self._only is not None:
+            found = [each for each in found if each.name == self._only]
         self.device.compile_ahead([(each.source, each.tile, each.defines) for each in found])
         return KernelPrepared(self.device, layer, found, self._output_of(layer.op), weight_copies, input_copies)
 

@@ -6,6 +6,7 @@
 | `torch._int_mm`               | linear w8a8        | cuBLASLt int8, then scale and bias in two more ops  |
 | `torch._scaled_mm`            | linear fp8         | cuBLASLt e4m3                                       |
 | `torch._weight_int4pack_mm`   | linear w4a16-g…    | tinygemm in bf16, between two conversions           |
+| `marlin`                      | linear w4a16-g128  | `cuda_marlin`: where that package is installed      |
 | `triton`                      | linear w8a8, w4a16 | `cuda_triton`: its own kernels, fused, some tiles   |
 
 Every one is checked on samples of the output before it is timed; one that is wrong or missing in this torch is left out
@@ -22,6 +23,7 @@ from torch.nn import functional
 
 from kernels.backends.cuda_contender import Contender, Prepared, upload
 from kernels.backends.cuda_device import CudaDevice
+from kernels.backends.cuda_marlin import Marlin
 from kernels.backends.cuda_product import Call, Multiply, ProductContender, TorchPrepared
 from kernels.backends.cuda_triton import Triton
 from kernels.cuda.launch import Reads
@@ -190,7 +192,7 @@ class Int4Pack(ProductContender):
 
 def products(device: CudaDevice) -> list[ProductContender]:
     """Matrix products that networks can use, too."""
-    return [IntMm(device), Int4Pack(device), Triton(device)]
+    return [IntMm(device), Int4Pack(device), Marlin(device), Triton(device)]
 
 
 def opponents(device: CudaDevice) -> list[Contender]:

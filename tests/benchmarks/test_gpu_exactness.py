@@ -27,8 +27,8 @@ def bench(device: FakeCudaDevice, folder: Path) -> Bench:
 def test_every_case_passes_on_the_fake_device(tmp_path: Path) -> None:
     cases = gpu_exactness.cases(bench(FakeCudaDevice(), tmp_path))
     assert {"linear w4a16", "conv2d w4a4 epilogues", "depthwise w8a8 epilogues", "requantize"} < set(cases)
-    for name, attempt in cases.items():
-        right, wrong, kernels = gpu_exactness.check(bench(FakeCudaDevice(), tmp_path), name, attempt, 6, 60.0)
+    for name, case in cases.items():
+        right, wrong, kernels = gpu_exactness.check(bench(FakeCudaDevice(), tmp_path), name, case, 6, 60.0)
         assert (right, wrong) == (6, []), name
         assert sum(kernels.values()) == 6
 
