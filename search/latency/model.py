@@ -37,8 +37,8 @@ Progress = Callable[[int, int, str], None]
 NOISE_RULES = ("min-max",)
 BYTE = 8
 """Narrower activations mix with nothing (`search.candidates.recipes`), so no fit is made of them unasked."""
-GOOD_MEAN, GOOD_MAX, MOST_ROUNDS = 0.02, 0.10, 3
-"""Leave-one-out errors at which no more runs are taken, and how many further rounds of runs there are otherwise."""
+GOOD_MEANS, GOOD_MAX = (0.02, 0.02, 0.03), 0.10
+"""Leave-one-out errors at which no more runs are taken; the mean before each further round."""
 RUNS_PER_ROUND = 8
 """How many more random assemblies are timed (and as many guided ones as ever) while errors are larger.
 A run that the others contradict by more than `GOOD_MAX` is timed again, whichever of the two is right.
@@ -131,30 +131,30 @@ def measure_model(
             possible=possible,
         )
 
+    def with_more(fit: LatencyFit, more: Sequence[CalibrationAssembly]) -> LatencyFit:
+        doubtful = contradicted(terms, fit.runs, GOOD_MAX)
+        again = [CalibrationAssembly(run.name, run.precisions) for run in doubtful]
+        return fitted([*again, *more], [run for run in fit.runs if run not in doubtful])
+
     filling = calibration_assemblies(groups, terms, seed=seed)
     fit = fitted(filling)
     fit = fitted(guided_assemblies(groups, fit, seed), fit.runs)
-    for more in range(1, MOST_ROUNDS + 1):
-        if is_good(fit) or len(fit.runs) >= possible:
+
+    for more, mean in enumerate(GOOD_MEANS, start=1):
+        if is_good(fit, mean) or len(fit.runs) >= possible:
             break
-        count = len(filling) + more * RUNS_PER_ROUND
-        doubtful = contradicted(terms, fit.runs, GOOD_MAX)
-        fit = fitted(
-            [
-                *(CalibrationAssembly(run.name, run.precisions) for run in doubtful),
-                *calibration_assemblies(groups, terms, count=count, seed=seed),
-                *guided_assemblies(groups, fit, seed + more),
-            ],
-            [run for run in fit.runs if run not in doubtful],
-        )
+        random = calibration_assemblies(groups, terms, count=len(filling) + more * RUNS_PER_ROUND, seed=seed)
+        fit = with_more(fit, [*random, *guided_assemblies(groups, fit, seed + more)])
+    if contradicted(terms, fit.runs, GOOD_MAX):
+        fit = with_more(fit, [])
     return MeasuredModel(table, replace(fit, notes=(*fit.notes, *dropped)))
 
 
-def is_good(fit: LatencyFit) -> bool:
-    """Whether the fit's own errors are small enough to rely on it; unknown errors are not."""
+def is_good(fit: LatencyFit, mean: float) -> bool:
+    """Whether the fit's own errors are small enough to rely on it, the mean at most `mean`; unknown errors are not."""
     if fit.loo_mape is None or fit.loo_max is None:
         return False
-    return fit.loo_mape <= GOOD_MEAN and fit.loo_max <= GOOD_MAX
+    return fit.loo_mape <= mean and fit.loo_max <= GOOD_MAX
 
 
 def builder(graph: Graph, candidates: CandidateSet, profile: HardwareProfile) -> Build:

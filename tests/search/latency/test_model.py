@@ -69,7 +69,7 @@ def test_rows_are_those_of_the_device(measured: MeasuredModel) -> None:
 def test_full_precision_is_among_the_runs_and_all_are_predicted(measured: MeasuredModel) -> None:
     fit = measured.fit
     assert fit.runs[0].precisions == {}
-    assert 8 <= len(fit.runs) <= 16 + len(SHARES) + model.MOST_ROUNDS * (model.RUNS_PER_ROUND + len(SHARES))
+    assert 8 <= len(fit.runs) <= 16 + len(SHARES) + len(model.GOOD_MEANS) * (model.RUNS_PER_ROUND + len(SHARES))
     for run in fit.runs:
         assert fit.predict(run.precisions) == pytest.approx(run.median_us, rel=0.25)
     assert fit.point == OperatingPoint()
@@ -80,10 +80,10 @@ def test_a_poor_fit_takes_more_runs_and_keeps_the_ones_it_has(
     measured: MeasuredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = load_profile("fake")
-    monkeypatch.setattr(model, "GOOD_MEAN", 0.0)
+    monkeypatch.setattr(model, "GOOD_MEANS", (0.0, 0.0))
     more = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit.runs
     few = measured.fit.runs
-    assert model.is_good(measured.fit) is False, "no fit is without any error"
+    assert model.is_good(measured.fit, 0.0) is False, "no fit is without any error"
     assert more[: len(few)] == few
     assert len(more) >= len(few) + model.RUNS_PER_ROUND
     assert len({frozenset(run.precisions.items()) for run in more}) == len(more)
