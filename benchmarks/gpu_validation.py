@@ -28,7 +28,7 @@ from search.groups import group_layers
 from search.latency.assemblies import calibration_assemblies
 from search.latency.cuda_network import CudaNetwork, network_builder
 from search.latency.fit import fit_latency
-from search.latency.measure import measure_runs, random_inputs
+from search.latency.measure import NetworkTimer, random_inputs
 from search.latency.rows import LayerRow, distinct_pairs, required_rows
 from search.latency.terms import latency_terms
 from search.onnx_import import graph_from_model, operating_shapes
@@ -125,7 +125,7 @@ def fit_and_predict(
     inputs = random_inputs(graph, shapes)
     count = 8 if bench.is_dry else RUNS + UNSEEN
     assemblies = calibration_assemblies(groups, terms, count=count)
-    runs = measure_runs(assemblies, build, inputs, backend, profile, point, protocol=RUN_TIMING)
+    runs = NetworkTimer(build, inputs, backend, profile, point, protocol=RUN_TIMING).measure(assemblies)
     seen = runs if bench.is_dry else runs[:RUNS]
     fit = fit_latency(terms, seen, profile=profile.slug, point=point, model=graph.content_hash)
     bench.note("runs", {run.name: round(run.median_us, 2) for run in runs})

@@ -31,7 +31,7 @@ from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun, leave_one_out_errors
 from search.latency.fit import LatencyFit
 from search.latency.guided import LATENCY, drawn_problem, solve_within
-from search.latency.measure import measure_runs, random_inputs
+from search.latency.measure import NetworkTimer, random_inputs
 from search.latency.model import builder, measure_model, noise_candidates
 from search.latency.rows import required_rows
 from search.onnx_import import load_graph, operating_shapes
@@ -132,7 +132,8 @@ def run(graph: Graph, runtime: str, point: OperatingPoint, seed: int) -> Outcome
     plans = {(limit, share): solve_within(problem, groups, share * limit) for limit in limits for share in BELOW}
     wanted = {frozenset(plan.items()): plan for plan in plans.values() if plan is not None}
     assemblies = [CalibrationAssembly(f"chosen-{index}", plan) for index, plan in enumerate(wanted.values())]
-    every = measure_runs(assemblies, build, inputs, backend, profile, point, fit.runs, shares=fit.terms.class_shares)
+    timer = NetworkTimer(build, inputs, backend, profile, point, shares=fit.terms.class_shares)
+    every = timer.measure(assemblies, fit.runs)
     timed = every[len(fit.runs) :]
     timed += [run for run in fit.runs if frozenset(run.precisions.items()) in wanted]
     measured = {frozenset(run.precisions.items()): run.median_us for run in timed}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ Build = Callable[[Mapping[str, str]], bytes | LoadedModel]
 _ANCHORS = 8
 """Runs timed again beside new ones; the first are uniform or mostly of one precision. A network timed twice differs by
 1.5 %: with four anchors, whole rounds of new runs were off by 1.2 % on average, with eight by 0.8 %."""
+_AGAIN_AT_ONCE = 32
 END_TO_END = Protocol(
     long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=2.0, max_samples=120
 )
@@ -29,60 +32,83 @@ END_TO_END = Protocol(
 gigabytes of other models had run, 40 MB of weights took five to six calls to come back into the shared cache."""
 
 
-def measure_runs(
-    assemblies: Sequence[CalibrationAssembly],
-    build: Build,
-    inputs: Mapping[str, np.ndarray[Any, Any]],
-    backend: Backend,
-    profile: HardwareProfile,
-    point: OperatingPoint,
-    known: Sequence[EndToEndRun] = (),
-    *,
-    shares: Callable[[Mapping[str, str]], Shares] | None = None,
-    protocol: Protocol | None = None,
-    progress: Progress | None = None,
-) -> list[EndToEndRun]:
-    """Build, load and time assemblies, all taking turns in one measurement; those in `known` are not timed again.
+def _one_class(precisions: Mapping[str, str]) -> Shares:
+    return {ALL: 1.0}
 
-    A machine is some per cent faster or slower from minute to minute. So that new times can stand beside known ones,
-    the first known runs are timed once more and the new times are scaled by what these lost or gained since, for each
-    kernel class by itself where `shares` tells their parts of a network's time (see `search.latency.pace`).
+
+@dataclass(frozen=True)
+class NetworkTimer:
+    """Builds, loads and times assemblies of one model on the device at hand, all taking turns in one measurement.
 
     `build` turns the precisions of an assembly into the serialized model that would be deployed, or into a network that
     is ready to run (GPUs, see `search.latency.cuda_network`); it runs with the profile's session options on `inputs`,
-    one batch of the operating point.
+    one batch of the operating point. `shares` tells the parts of a network's time by kernel class.
+
+    A machine is some per cent faster or slower from minute to minute. So that new times can stand beside known ones,
+    the first known runs are timed once more, and the new times are scaled by what these lost or gained since, for each
+    kernel class by itself (see `search.latency.pace`).
     """
-    seen = {frozenset(run.precisions.items()) for run in known}
-    distinct = {frozenset(each.precisions.items()): each for each in reversed(assemblies)}
-    wanted = [each for each in reversed(distinct.values()) if frozenset(each.precisions.items()) not in seen]
-    if not wanted:
-        return list(known)
-    anchors = known[:_ANCHORS]
-    arms = [
-        *((_anchor_name(run), run.precisions) for run in anchors),
-        *((each.name, each.precisions) for each in wanted),
-    ]
-    loaded: dict[str, LoadedModel] = {}
-    try:
-        for name, precisions in arms:
-            made = build(precisions)
-            if not isinstance(made, LoadedModel):
-                made = backend.load_model(made, point.threads, profile.session_options)
-            loaded[name] = made
-        timings = measure_interleaved(
-            {name: runner(model, inputs) for name, model in loaded.items()},
-            threads=point.threads,
-            protocol=protocol or backend.protocol or END_TO_END,
-            clock=backend.clock(point.threads),
-            anchor=backend.anchor,
-            progress=progress,
+
+    build: Build
+    inputs: Mapping[str, np.ndarray[Any, Any]]
+    backend: Backend
+    profile: HardwareProfile
+    point: OperatingPoint
+    shares: Callable[[Mapping[str, str]], Shares] = _one_class
+    protocol: Protocol | None = None
+    progress: Progress | None = None
+
+    def measure(
+        self, assemblies: Sequence[CalibrationAssembly], known: Sequence[EndToEndRun] = ()
+    ) -> list[EndToEndRun]:
+        """The known runs and those of all other assemblies; what is among `known` is not timed again."""
+        seen = {frozenset(run.precisions.items()) for run in known}
+        distinct = {frozenset(each.precisions.items()): each for each in reversed(assemblies)}
+        wanted = [each for each in reversed(distinct.values()) if frozenset(each.precisions.items()) not in seen]
+        return [*known, *self._beside(known[:_ANCHORS], wanted)] if wanted else list(known)
+
+    def measure_again(self, runs: Sequence[EndToEndRun]) -> list[EndToEndRun]:
+        """Runs timed a second time, at the pace of the first, as the geometric mean of both timings.
+
+        What a load's place in memory and the minute did to a single timing is another thing the next time. The first
+        runs, by which the pace is found, stay as they are; the others come in parts: few models are loaded at once.
+        """
+        anchors, others = runs[:_ANCHORS], runs[_ANCHORS:]
+        found = list(anchors)
+        for first in range(0, len(others), _AGAIN_AT_ONCE):
+            part = others[first : first + _AGAIN_AT_ONCE]
+            again = self._beside(anchors, [CalibrationAssembly(run.name, run.precisions) for run in part])
+            found += [_mean(*both) for both in zip(part, again, strict=True)]
+        return found
+
+    def _beside(self, anchors: Sequence[EndToEndRun], wanted: Sequence[CalibrationAssembly]) -> list[EndToEndRun]:
+        """Runs of what is wanted, at the pace the device had when the anchors were timed."""
+        arms = [
+            *((_anchor_name(run), run.precisions) for run in anchors),
+            *((each.name, each.precisions) for each in wanted),
+        ]
+        loaded: dict[str, LoadedModel] = {}
+        try:
+            for name, precisions in arms:
+                made = self.build(precisions)
+                if not isinstance(made, LoadedModel):
+                    made = self.backend.load_model(made, self.point.threads, self.profile.session_options)
+                loaded[name] = made
+            timings = measure_interleaved(
+                {name: runner(model, self.inputs) for name, model in loaded.items()},
+                threads=self.point.threads,
+                protocol=self.protocol or self.backend.protocol or END_TO_END,
+                clock=self.backend.clock(self.point.threads),
+                anchor=self.backend.anchor,
+                progress=self.progress,
+            )
+        finally:
+            for model in loaded.values():
+                model.close()
+        pace = find_pace(
+            [(self.shares(run.precisions), timings[_anchor_name(run)].median_us / run.median_us) for run in anchors]
         )
-    finally:
-        for model in loaded.values():
-            model.close()
-    parts = shares or (lambda _: {ALL: 1.0})
-    pace = find_pace([(parts(run.precisions), timings[_anchor_name(run)].median_us / run.median_us) for run in anchors])
-    return [*known, *(_run(each, timings[each.name], pace.of(parts(each.precisions))) for each in wanted)]
+        return [_run(each, timings[each.name], pace.of(self.shares(each.precisions))) for each in wanted]
 
 
 def _anchor_name(run: EndToEndRun) -> str:
@@ -92,6 +118,16 @@ def _anchor_name(run: EndToEndRun) -> str:
 def _run(assembly: CalibrationAssembly, timing: Timing, slowdown: float) -> EndToEndRun:
     times = (each / slowdown for each in (timing.median_us, timing.ci_low_us, timing.ci_high_us))
     return EndToEndRun(assembly.name, dict(assembly.precisions), *times)
+
+
+def _mean(first: EndToEndRun, second: EndToEndRun) -> EndToEndRun:
+    """One run of two timings."""
+    return replace(
+        first,
+        median_us=math.sqrt(first.median_us * second.median_us),
+        ci_low_us=math.sqrt(first.ci_low_us * second.ci_low_us),
+        ci_high_us=math.sqrt(first.ci_high_us * second.ci_high_us),
+    )
 
 
 def random_inputs(graph: Graph, shapes: OperatingShapes, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

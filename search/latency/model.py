@@ -25,7 +25,7 @@ from search.latency.coefficients import EndToEndRun, contradicted
 from search.latency.cuda_network import network_builder
 from search.latency.fit import LatencyFit, fit_latency
 from search.latency.guided import guided_assemblies
-from search.latency.measure import Build, measure_runs, random_inputs
+from search.latency.measure import Build, NetworkTimer, random_inputs
 from search.latency.rows import LayerRow, distinct_pairs, required_rows
 from search.latency.terms import latency_terms
 from search.onnx_import import operating_shapes
@@ -38,7 +38,8 @@ NOISE_RULES = ("min-max",)
 BYTE = 8
 """Narrower activations mix with nothing (`search.candidates.recipes`), so no fit is made of them unasked."""
 GOOD_MEANS, GOOD_MAX = (0.02, 0.02, 0.03), 0.10
-"""Leave-one-out errors at which no more runs are taken; the mean before each further round."""
+"""Leave-one-out errors at which no more runs are taken; the mean before each further round. What is above the first
+after all of them is timed once more."""
 RUNS_PER_ROUND = 8
 """How many more random assemblies are timed (and as many guided ones as ever) while errors are larger.
 A run that the others contradict by more than `GOOD_MAX` is timed again, whichever of the two is right.
@@ -109,18 +110,7 @@ def measure_model(
         else builder(graph, candidates, profile)
     )
 
-    def fitted(assemblies: Sequence[CalibrationAssembly], known: Sequence[EndToEndRun] = ()) -> LatencyFit:
-        runs = measure_runs(
-            assemblies,
-            build,
-            inputs,
-            backend,
-            profile,
-            point,
-            known,
-            shares=terms.class_shares,
-            progress=lambda done, total: report(done, total, "end-to-end runs"),
-        )
+    def fit_of(runs: Sequence[EndToEndRun]) -> LatencyFit:
         return fit_latency(
             terms,
             sorted(runs, key=lambda run: bool(run.precisions)),  # full precision first, whatever was timed again
@@ -130,6 +120,19 @@ def measure_model(
             table_version=table.version,
             possible=possible,
         )
+
+    timer = NetworkTimer(
+        build,
+        inputs,
+        backend,
+        profile,
+        point,
+        shares=terms.class_shares,
+        progress=lambda done, total: report(done, total, "end-to-end runs"),
+    )
+
+    def fitted(assemblies: Sequence[CalibrationAssembly], known: Sequence[EndToEndRun] = ()) -> LatencyFit:
+        return fit_of(timer.measure(assemblies, known))
 
     def with_more(fit: LatencyFit, more: Sequence[CalibrationAssembly]) -> LatencyFit:
         doubtful = contradicted(terms, fit.runs, GOOD_MAX)
@@ -147,6 +150,8 @@ def measure_model(
         fit = with_more(fit, [*random, *guided_assemblies(groups, fit, seed + more)])
     if contradicted(terms, fit.runs, GOOD_MAX):
         fit = with_more(fit, [])
+    if not is_good(fit, GOOD_MEANS[0]) and len(fit.runs) < possible:
+        fit = fit_of(timer.measure_again(fit.runs))
     return MeasuredModel(table, replace(fit, notes=(*fit.notes, *dropped)))
 
 

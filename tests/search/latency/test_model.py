@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -20,9 +19,9 @@ from kernels.registry import backend_for, load_profile
 from search.errors import BadSubmission
 from search.graph import Graph
 from search.latency import model
-from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun
 from search.latency.guided import SHARES
+from search.latency.measure import NetworkTimer
 from search.latency.model import MeasuredModel, measure_model
 from search.onnx_import import graph_from_model, operating_shapes
 
@@ -94,16 +93,16 @@ def test_a_run_that_the_others_contradict_is_timed_again(
 ) -> None:
     profile = load_profile("fake")
     disturbed: list[str] = []
-    timed = model.measure_runs
+    timed = NetworkTimer.measure
 
-    def disturb_once(assemblies: Sequence[CalibrationAssembly], *rest: Any, **named: Any) -> list[EndToEndRun]:
-        runs = timed(assemblies, *rest, **named)
+    def disturb_once(timer: NetworkTimer, *arguments: Any) -> list[EndToEndRun]:
+        runs = timed(timer, *arguments)
         if not disturbed:
             disturbed.append(runs[5].name)
             runs[5] = replace(runs[5], median_us=1.5 * runs[5].median_us)
         return runs
 
-    monkeypatch.setattr(model, "measure_runs", disturb_once)
+    monkeypatch.setattr(NetworkTimer, "measure", disturb_once)
     found = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit
     usual = {frozenset(run.precisions.items()): run.median_us for run in measured.fit.runs}
     again = {frozenset(run.precisions.items()): run.median_us for run in found.runs}

@@ -1,0 +1,89 @@
+"""Networks timed beside known ones, on a device whose pace the test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.backends.base import ExecutedOp, LoadedModel
+from kernels.operating_point import OperatingPoint
+from kernels.stopwatch import CountedClock
+from search.latency.assemblies import CalibrationAssembly
+from search.latency.measure import NetworkTimer
+
+LAYERS = 12
+
+
+class Network(LoadedModel):
+    """Takes 30 us per layer, 10 where it is quantized, times the pace of the device."""
+
+    def __init__(self, device: Device, precisions: Mapping[str, str]) -> None:
+        self.device, self.layers = device, len(precisions)
+        device.loaded.append(frozenset(precisions))
+
+    def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+        slower = self.device.pace * self.device.disturbed.get(self.layers, 1.0)
+        self.device.watch.advance_us(slower * (30 * LAYERS - 20 * self.layers))
+        return {}
+
+    def executed_ops(self) -> list[ExecutedOp]:
+        return []
+
+    def close(self) -> None:
+        self.device.closed += 1
+
+
+class Device:
+    def __init__(self) -> None:
+        self.pace, self.closed = 1.0, 0
+        self.disturbed: dict[int, float] = {}
+        self.loaded: list[frozenset[str]] = []
+        self.watch = CountedClock()
+
+    def timer(self) -> NetworkTimer:
+        backend: Any = SimpleNamespace(
+            protocol=None, clock=lambda threads: self.watch, anchor=lambda: self.watch.advance_us(5.0)
+        )
+        profile: Any = SimpleNamespace(session_options={})
+        return NetworkTimer(lambda precisions: Network(self, precisions), {}, backend, profile, OperatingPoint())
+
+
+def assembly(quantized: int) -> CalibrationAssembly:
+    return CalibrationAssembly(f"first {quantized}", {f"layer{index}": "w8a8" for index in range(quantized)})
+
+
+def expected_us(quantized: int) -> float:
+    return 30 * LAYERS - 20 * quantized
+
+
+def test_new_runs_stand_at_the_pace_of_known_ones() -> None:
+    device = Device()
+    known = device.timer().measure([assembly(count) for count in range(9)])
+    device.pace = 1.3
+    device.loaded.clear()
+    every = device.timer().measure([assembly(2), assembly(9), assembly(9), assembly(10)], known)
+    assert [run.name for run in every] == [f"first {count}" for count in range(11)]
+    assert [run.median_us for run in every] == pytest.approx([expected_us(count) for count in range(11)])
+    assert len(device.loaded) == 8 + 2, "the anchors and what is new"
+    assert device.closed == 9 + 10
+    assert device.timer().measure([assembly(3)], every) == every
+
+
+def test_a_second_timing_is_averaged_at_the_pace_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.latency.measure._AGAIN_AT_ONCE", 2)
+    device = Device()
+    device.disturbed = {9: 1.21}
+    runs = device.timer().measure([assembly(count) for count in range(12)])
+    assert runs[9].median_us == pytest.approx(1.21 * expected_us(9))
+    device.disturbed, device.pace = {}, 0.8
+    device.loaded.clear()
+    again = device.timer().measure_again(runs)
+    assert [run.name for run in again] == [run.name for run in runs]
+    assert [len(part) for part in device.loaded] == [*range(8), 8, 9, *range(8), 10, 11]
+    for count, run in enumerate(again):
+        assert run.median_us == pytest.approx((1.1 if count == 9 else 1.0) * expected_us(count))
+        assert run.ci_low_us <= run.median_us <= run.ci_high_us
