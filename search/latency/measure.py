@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ Build = Callable[[Mapping[str, str]], bytes | LoadedModel]
 _ANCHORS = 8
 """Runs timed again beside new ones; the first are uniform or mostly of one precision. A network timed twice differs by
 1.5 %: with four anchors, whole rounds of new runs were off by 1.2 % on average, with eight by 0.8 %."""
-_AGAIN_AT_ONCE = 32
 END_TO_END = Protocol(
     long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=2.0, max_samples=120
 )
@@ -67,20 +65,6 @@ class NetworkTimer:
         wanted = [each for each in reversed(distinct.values()) if frozenset(each.precisions.items()) not in seen]
         return [*known, *self._beside(known[:_ANCHORS], wanted)] if wanted else list(known)
 
-    def measure_again(self, runs: Sequence[EndToEndRun]) -> list[EndToEndRun]:
-        """Runs timed a second time, at the pace of the first, as the geometric mean of both timings.
-
-        What a load's place in memory and the minute did to a single timing is another thing the next time. The first
-        runs, by which the pace is found, stay as they are; the others come in parts: few models are loaded at once.
-        """
-        anchors, others = runs[:_ANCHORS], runs[_ANCHORS:]
-        found = list(anchors)
-        for first in range(0, len(others), _AGAIN_AT_ONCE):
-            part = others[first : first + _AGAIN_AT_ONCE]
-            again = self._beside(anchors, [CalibrationAssembly(run.name, run.precisions) for run in part])
-            found += [_mean(*both) for both in zip(part, again, strict=True)]
-        return found
-
     def _beside(self, anchors: Sequence[EndToEndRun], wanted: Sequence[CalibrationAssembly]) -> list[EndToEndRun]:
         """Runs of what is wanted, at the pace the device had when the anchors were timed."""
         arms = [
@@ -118,16 +102,6 @@ def _anchor_name(run: EndToEndRun) -> str:
 def _run(assembly: CalibrationAssembly, timing: Timing, slowdown: float) -> EndToEndRun:
     times = (each / slowdown for each in (timing.median_us, timing.ci_low_us, timing.ci_high_us))
     return EndToEndRun(assembly.name, dict(assembly.precisions), *times)
-
-
-def _mean(first: EndToEndRun, second: EndToEndRun) -> EndToEndRun:
-    """One run of two timings."""
-    return replace(
-        first,
-        median_us=math.sqrt(first.median_us * second.median_us),
-        ci_low_us=math.sqrt(first.ci_low_us * second.ci_low_us),
-        ci_high_us=math.sqrt(first.ci_high_us * second.ci_high_us),
-    )
 
 
 def random_inputs(graph: Graph, shapes: OperatingShapes, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:

@@ -38,8 +38,7 @@ NOISE_RULES = ("min-max",)
 BYTE = 8
 """Narrower activations mix with nothing (`search.candidates.recipes`), so no fit is made of them unasked."""
 GOOD_MEANS, GOOD_MAX = (0.02, 0.02, 0.03), 0.10
-"""Leave-one-out errors at which no more runs are taken; the mean before each further round. What is above the first
-after all of them is timed once more."""
+"""Leave-one-out errors at which no more runs are taken; the mean before each further round."""
 RUNS_PER_ROUND = 8
 """How many more random assemblies are timed (and as many guided ones as ever) while errors are larger.
 A run that the others contradict by more than `GOOD_MAX` is timed again, whichever of the two is right.
@@ -150,8 +149,6 @@ def measure_model(
         fit = with_more(fit, [*random, *guided_assemblies(groups, fit, seed + more)])
     if contradicted(terms, fit.runs, GOOD_MAX):
         fit = with_more(fit, [])
-    if not is_good(fit, GOOD_MEANS[0]) and len(fit.runs) < possible:
-        fit = fit_of(timer.measure_again(fit.runs))
     return MeasuredModel(table, replace(fit, notes=(*fit.notes, *dropped)))
 
 

@@ -26,8 +26,7 @@ class Network(LoadedModel):
         device.loaded.append(frozenset(precisions))
 
     def run(self, inputs: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-        slower = self.device.pace * self.device.disturbed.get(self.layers, 1.0)
-        self.device.watch.advance_us(slower * (30 * LAYERS - 20 * self.layers))
+        self.device.watch.advance_us(self.device.pace * expected_us(self.layers))
         return {}
 
     def executed_ops(self) -> list[ExecutedOp]:
@@ -40,7 +39,6 @@ class Network(LoadedModel):
 class Device:
     def __init__(self) -> None:
         self.pace, self.closed = 1.0, 0
-        self.disturbed: dict[int, float] = {}
         self.loaded: list[frozenset[str]] = []
         self.watch = CountedClock()
 
@@ -71,19 +69,3 @@ def test_new_runs_stand_at_the_pace_of_known_ones() -> None:
     assert len(device.loaded) == 8 + 2, "the anchors and what is new"
     assert device.closed == 9 + 10
     assert device.timer().measure([assembly(3)], every) == every
-
-
-def test_a_second_timing_is_averaged_at_the_pace_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.latency.measure._AGAIN_AT_ONCE", 2)
-    device = Device()
-    device.disturbed = {9: 1.21}
-    runs = device.timer().measure([assembly(count) for count in range(12)])
-    assert runs[9].median_us == pytest.approx(1.21 * expected_us(9))
-    device.disturbed, device.pace = {}, 0.8
-    device.loaded.clear()
-    again = device.timer().measure_again(runs)
-    assert [run.name for run in again] == [run.name for run in runs]
-    assert [len(part) for part in device.loaded] == [*range(8), 8, 9, *range(8), 10, 11]
-    for count, run in enumerate(again):
-        assert run.median_us == pytest.approx((1.1 if count == 9 else 1.0) * expected_us(count))
-        assert run.ci_low_us <= run.median_us <= run.ci_high_us
