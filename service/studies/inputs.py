@@ -155,10 +155,18 @@ def _key_targets(
 
 
 def recipes_key(profile: Mapping[str, Any]) -> str:
-    """The hash of what a profile runs and with which numerics: profiles that agree on it share every scan."""
+    """The hash of what a profile runs and with which numerics: profiles that agree on it share every scan.
+
+    Float formats have no recipe and are scanned by nobody: a device that has fp8 shares with one that has not.
+    """
     if "recipes" not in profile:
         return content_key(profile.get("slug"))
-    runs = [[entry.get("op"), entry.get("precision")] for entry in profile.get("support", [])]
+    scanned = {(entry.get("op"), entry.get("precision")) for entry in profile["recipes"]}
+    runs = [
+        [*pair]
+        for entry in profile.get("support", [])
+        if (pair := (entry.get("op"), entry.get("precision"))) in scanned
+    ]
     return content_key({"runs": sorted(runs, key=content_key), "recipes": sorted(profile["recipes"], key=content_key)})
 
 
