@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from kernels.precision import FLOAT_BITS
 from service.canonical import content_key
 from service.hardware_profiles.tables import known_table
 from service.lifecycle import StageState
@@ -161,11 +162,10 @@ def recipes_key(profile: Mapping[str, Any]) -> str:
     """
     if "recipes" not in profile:
         return content_key(profile.get("slug"))
-    scanned = {(entry.get("op"), entry.get("precision")) for entry in profile["recipes"]}
     runs = [
-        [*pair]
+        [entry.get("op"), entry.get("precision")]
         for entry in profile.get("support", [])
-        if (pair := (entry.get("op"), entry.get("precision"))) in scanned
+        if entry.get("precision") not in FLOAT_BITS
     ]
     return content_key({"runs": sorted(runs, key=content_key), "recipes": sorted(profile["recipes"], key=content_key)})
 
