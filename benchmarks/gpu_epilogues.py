@@ -58,7 +58,7 @@ def epilogues(bench: Bench, kind: str, precision: str) -> Case:
             case = replace(case, scale=packed.channel_scale.astype(np.float32), bias=None)
             expected = case.expected_of_floats(summed)
         else:
-            exact = _exact_sums(layer)
+            exact = exact_sums(layer)
             case = random_epilogue(rng, output, rows, columns, max(1.0, float(exact.std())), ld_residual)
             expected = case.expected(exact)
         kernel = count(kernels, launch.name)
@@ -160,7 +160,7 @@ class _Uploaded:
         return int(self._held[-1].data_ptr())
 
 
-def _exact_sums(layer: RandomLayer) -> Any:
+def exact_sums(layer: RandomLayer) -> Any:
     """int64 sums of a layer's codes without bias, (rows, columns): of a convolution NHWC pixels by channels."""
     x, weight = input_codes(layer), weight_codes(layer)
     if isinstance(layer.op, LinearShape):

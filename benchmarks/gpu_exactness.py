@@ -14,9 +14,8 @@ import numpy as np
 
 from benchmarks.bars import at_least
 from benchmarks.gpu_bench import Bench
-from benchmarks.gpu_epilogues import BOUNDARIES, boundary, epilogues
+from benchmarks.gpu_epilogues import BOUNDARIES, boundary, epilogues, exact_sums
 from benchmarks.gpu_shapes import Case, Kernels, Wanted, count, draw, draw_launch
-from kernels import reference
 from kernels.backends.cuda_device import DeviceLost
 from kernels.backends.cuda_kernels import OurKernels
 from kernels.cuda.epilogue import Output
@@ -39,17 +38,7 @@ CASES = (
     ("depthwise", "w8a8", Output.S8),
 )
 
-
-EPILOGUES = (
-    ("linear", "w8a8"),
-    ("linear", "w4a8"),
-    ("linear", "w4a4"),
-    ("linear", "w4a16"),
-    ("conv2d", "w8a8"),
-    ("conv2d", "w4a8"),
-    ("conv2d", "w4a4"),
-    ("depthwise", "w8a8"),
-)
+EPILOGUES = tuple((kind, precision) for kind, precision, _ in CASES)
 
 
 def exactness(bench: Bench) -> None:
@@ -147,6 +136,6 @@ def _layers(bench: Bench, kind: str, precision: str, output: Output) -> Case:
 
 def sums(layer: RandomLayer) -> Sample:
     """Every accumulator of a matrix product with its bias: integers, whatever the scales."""
-    found = reference.linear(layer.input.astype(np.int64), layer.weight.astype(np.int64))
+    found = exact_sums(layer)
     found = found if layer.bias_codes is None else found + layer.bias_codes
     return Sample(np.arange(found.shape[0]), np.arange(found.shape[1]), found)

@@ -68,12 +68,13 @@ def find_edges(graph: Graph, shapes: OperatingShapes, profile: HardwareProfile) 
         if tensor in outside:
             readers.setdefault(tensor, []).append(None)
 
+    find_source = _SourceFinder(graph)
     edges: list[Edge] = []
     for tensor, ends in readers.items():
         producer = producers.get(tensor)
         elements = float(_count(shapes.tensor_shapes[tensor]))
         share = elements if producer is not None else elements / len(ends)
-        source = _source(graph, tensor) if producer is None else None
+        source = find_source(tensor) if producer is None else None
         edges += [Edge(tensor, producer, reader, share, source if source in can_read else None) for reader in ends]
     return tuple(edges)
 
@@ -91,23 +92,29 @@ def unfused_elements(edges: Iterable[Edge], reading: Collection[str]) -> float:
     return sum(edge.elements for edge in edges if edge.source and (edge.source in reading) != (edge.reader in reading))
 
 
-def _source(graph: Graph, tensor: str) -> str | None:
-    """The one layer whose output becomes `tensor` by elementwise ops with constants; None where it takes others."""
-    layers = {layer.output: layer.name for layer in graph.layers}
-    producers = {name: node for node in graph.nodes for name in node.outputs}
-    found: set[str] = set()
-    open_tensors, seen = [tensor], {tensor}
-    while open_tensors:
-        name = open_tensors.pop()
-        if name in layers:
-            found.add(layers[name])
-        elif name in producers and producers[name].op_type in ELEMENTWISE:
-            inputs = [each for each in producers[name].inputs if each and each not in graph.constants]
-            open_tensors += [each for each in inputs if each not in seen]
-            seen.update(inputs)
-        else:
-            return None
-    return found.pop() if len(found) == 1 else None
+class _SourceFinder:
+    """Finds the one layer whose output becomes a tensor by elementwise ops alone."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._constants = graph.constants
+        self._layers = {layer.output: layer.name for layer in graph.layers}
+        self._producers = {name: node for node in graph.nodes for name in node.outputs}
+
+    def __call__(self, tensor: str) -> str | None:
+        """The layer's name; None where the tensor takes anything else."""
+        found: set[str] = set()
+        pending, seen = [tensor], {tensor}
+        while pending:
+            name = pending.pop()
+            if name in self._layers:
+                found.add(self._layers[name])
+            elif name in self._producers and self._producers[name].op_type in ELEMENTWISE:
+                inputs = {each for each in self._producers[name].inputs if each and each not in self._constants}
+                pending += inputs - seen
+                seen |= inputs
+            else:
+                return None
+        return found.pop() if len(found) == 1 else None
 
 
 def _offers(profile: HardwareProfile, layer: Layer, does: Callable[[Recipe | None], bool]) -> bool:

@@ -109,17 +109,6 @@ def measure_model(
         else builder(graph, candidates, profile)
     )
 
-    def fit_of(runs: Sequence[EndToEndRun]) -> LatencyFit:
-        return fit_latency(
-            terms,
-            sorted(runs, key=lambda run: bool(run.precisions)),  # full precision first, whatever was timed again
-            profile=profile.slug,
-            point=point,
-            model=graph.content_hash,
-            table_version=table.version,
-            possible=possible,
-        )
-
     timer = NetworkTimer(
         build,
         inputs,
@@ -131,7 +120,16 @@ def measure_model(
     )
 
     def fitted(assemblies: Sequence[CalibrationAssembly], known: Sequence[EndToEndRun] = ()) -> LatencyFit:
-        return fit_of(timer.measure(assemblies, known))
+        return fit_latency(
+            terms,
+            # full precision first, whatever was timed again
+            sorted(timer.measure(assemblies, known), key=lambda run: bool(run.precisions)),
+            profile=profile.slug,
+            point=point,
+            model=graph.content_hash,
+            table_version=table.version,
+            possible=possible,
+        )
 
     def with_more(fit: LatencyFit, more: Sequence[CalibrationAssembly]) -> LatencyFit:
         doubtful = contradicted(terms, fit.runs, GOOD_MAX)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +12,7 @@ from sqlalchemy import select
 
 from service.hardware_profiles.tables import known_table
 from service.store.models import HardwareProfileRow
-from tests.faults.running_stack import ROOT, SqliteStack, wait_until
+from tests.faults.running_stack import SqliteStack
 from tests.search.small_models import images, small_cnn
 
 STUDY_LIMIT_S = 180.0
@@ -28,22 +25,8 @@ def stack() -> Iterator[SqliteStack]:
     )
     try:
         found.start("api", "reaper")
-        with open(found.log("gpu worker"), "ab") as log:
-            found.processes["gpu worker"] = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.pausing", "worker", "--hardware", "auto"],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    **found.settings.as_environment(),
-                    "FAULT_FOLDER": str(found.points),
-                    "PYTHONPATH": str(ROOT),
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        wait_until("the worker is there", found.worker_ids, 60.0)
+        found.spawn("worker", None, "--hardware", "auto")
+        found.await_ready()
         yield found
     finally:
         found.close()

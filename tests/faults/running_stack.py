@@ -83,11 +83,11 @@ class Stack:
             self.spawn(role)
         self.await_ready()
 
-    def spawn(self, role: str, name: str | None = None, **environment: str) -> None:
-        """Start one process of that role; several of one role have names of their own."""
+    def spawn(self, role: str, name: str | None = None, *options: str, **environment: str) -> None:
+        """Start one process of that role with these options; several of one role have names of their own."""
         with open(self.log(name or role), "ab") as log:
             self.processes[name or role] = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.pausing", role],
+                [sys.executable, "-m", "tests.faults.pausing", role, *options],
                 cwd=ROOT,
                 env={
                     **os.environ,
