@@ -70,7 +70,7 @@ def reachable_range(problem: AllocationProblem, resource: str, *, solver: str = 
     check_solver(solver)
     arrays = lay_out(replace(problem, budgets={}), resources=[resource])
     ends = [cheapest(arrays, 0, solver=solver, clock=Clock.of(60.0), sign=sign) for sign in (1.0, -1.0)]
-    low, high = (float(arrays.totals(choice)[0] + arrays.constant[0]) for choice in ends)
+    low, high = (float(arrays.amounts(choice)[0]) for choice in ends)
     return low, high
 
 

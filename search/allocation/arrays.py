@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from search.allocation.curve import STRAIGHT, Curve
 from search.allocation.problem import AllocationProblem, Choice
 from search.domain import FLOAT_DOMAIN
 from search.errors import BadSubmission
@@ -52,8 +54,9 @@ class Arrays:
     """The problem over L groups with at most B choices each and K budgeted resources.
 
     `loss` (L, B) holds inf where a group has no such choice; `allowed` (L, B) leaves out choices that pins or dominance
-    removed; `cost` (K, L, B) includes boundaries whose other end is fixed; `limit` (K,) is the budget less the
-    constant; `domain` (L, B) numbers the choices' domains, 0 is `float`.
+    removed; `cost` (K, L, B) includes boundaries whose other end is fixed; `budget` (K,) bounds what a resource's curve
+    makes of its costs and constant, `limit` the sum of the costs; `domain` (L, B) numbers the choices' domains, 0 is
+    `float`.
     """
 
     names: tuple[str, ...]
@@ -64,10 +67,15 @@ class Arrays:
     cost: Floats
     budget: Floats
     constant: Floats
-    limit: Floats
+    curves: tuple[Curve, ...]
     domain: Ints
     domains: int
     edges: Edges
+
+    @cached_property
+    def limit(self) -> Floats:
+        """What the sum of costs without the constant may be, (K,)."""
+        return self.summed(self.budget) - self.constant
 
     @property
     def groups(self) -> int:
@@ -79,7 +87,7 @@ class Arrays:
         return ROUNDING * np.maximum(np.abs(self.limit), np.abs(self.budget))
 
     def totals(self, choice: Ints) -> Floats:
-        """Exactly rounded cost of an allocation per resource, (K,), without the constants."""
+        """Exactly rounded sum of an allocation's costs per resource, (K,), without constants and curves."""
         rows = np.arange(self.groups)
         spent = self.cost[:, rows, choice]
         crossed = self.edges.crossed(self.domain[rows, choice])
@@ -87,9 +95,18 @@ class Arrays:
             [math.fsum([*spent[k].tolist(), *self.edges.cost[k][crossed].tolist()]) for k in range(len(self.resources))]
         )
 
+    def amounts(self, choice: Ints) -> Floats:
+        """What an allocation costs, constants and curves included, (K,): what budgets bound."""
+        summed = self.totals(choice) + self.constant
+        return np.array([curve.total(each) for curve, each in zip(self.curves, summed.tolist(), strict=True)])
+
+    def summed(self, amounts: Floats) -> Floats:
+        """The sums of costs, constants included, that amount to the given ones, (K,)."""
+        return np.array([curve.summed(each) for curve, each in zip(self.curves, amounts.tolist(), strict=True)])
+
     def under(self, budget: Floats) -> Arrays:
         """The same problem with other budgets, (K,)."""
-        return replace(self, budget=budget, limit=budget - self.constant)
+        return replace(self, budget=budget)
 
     def with_rows(self, rows: Sequence[int]) -> Arrays:
         """The same problem with only some of its resources."""
@@ -100,7 +117,7 @@ class Arrays:
             cost=self.cost[keep],
             budget=self.budget[keep],
             constant=self.constant[keep],
-            limit=self.limit[keep],
+            curves=tuple(self.curves[k] for k in keep),
             edges=self.edges.costing(self.edges.cost[keep]),
         )
 
@@ -186,6 +203,13 @@ def check(problem: AllocationProblem) -> None:
             )
         if not isinstance(budget, (int, float)) or math.isnan(budget) or budget < 0:
             raise _bad("bad_budget", f"the budget of {resource} is {budget!r}", "a budget is a number ≥ 0")
+    for resource, curve in problem.curves.items():
+        if not math.isfinite(curve.bend) or not (math.isfinite(curve.scale) and curve.scale > 0):
+            raise _bad(
+                "bad_curve",
+                f"the curve of {resource} has bend {curve.bend!r} and scale {curve.scale!r}",
+                "a bend is finite, a scale finite and positive",
+            )
     pinned(problem)
     if problem.interactions is not None:
         _check_interactions(problem)
@@ -270,7 +294,7 @@ def lay_out(problem: AllocationProblem, *, resources: Sequence[str] | None = Non
         cost=cost,
         budget=budget,
         constant=constant,
-        limit=budget - constant,
+        curves=tuple(problem.curves.get(name, STRAIGHT) for name in resources),
         domain=domain,
         domains=len(domain_code),
         edges=edges,
@@ -332,7 +356,7 @@ def drop_dominated(arrays: Arrays, keep: Bools | None = None) -> Arrays:
 
 
 def all_costs(problem: AllocationProblem, precisions: dict[str, str]) -> dict[str, float]:
-    """Every resource's total of an allocation in plain arithmetic: choices, boundaries and constants."""
+    """Every resource's total of an allocation in plain arithmetic: choices, boundaries, constants and curves."""
     taken: dict[str, Choice] = {
         group.name: next(choice for choice in group.choices if choice.precision == precisions[group.name])
         for group in problem.groups
@@ -345,4 +369,6 @@ def all_costs(problem: AllocationProblem, precisions: dict[str, str]) -> dict[st
         other = FLOAT_DOMAIN if boundary.second is None else taken[boundary.second].domain
         crossed = (taken[boundary.first].domain == boundary.domain) != (other == boundary.domain)
         terms.setdefault(boundary.resource, []).append(boundary.cost if crossed else 0.0)
-    return {resource: math.fsum(values) for resource, values in terms.items()}
+    return {
+        resource: problem.curves.get(resource, STRAIGHT).total(math.fsum(values)) for resource, values in terms.items()
+    }

@@ -90,7 +90,7 @@ def _pick(arrays: Arrays, whole: NonDominated, asked: list[float] | None, points
     else:
         limits = _evenly(whole.cost[0], whole.cost[-1], points)
         if asked is not None:
-            limits = np.array(asked) - arrays.constant[0]
+            limits = np.array([arrays.curves[0].summed(each) for each in asked]) - arrays.constant[0]
         slack = ROUNDING * (np.abs(limits) + abs(float(arrays.constant[0])))
         which = np.unique(np.searchsorted(whole.cost, limits + slack, side="right"))
         which = which[which > 0] - 1
@@ -106,7 +106,7 @@ def _evenly(low: float, high: float, points: int) -> Floats:
 def _point(arrays: Arrays, choice: Ints, gap: float, loss: float | None = None) -> FrontPoint:
     return FrontPoint(
         resource=arrays.resources[0],
-        cost=float(arrays.totals(choice)[0] + arrays.constant[0]),
+        cost=float(arrays.amounts(choice)[0]),
         loss=arrays.separable_loss(choice) if loss is None else loss,
         precisions=arrays.named(choice),
         exact=gap == 0.0,
@@ -139,7 +139,7 @@ def _sweep(
         if dearest is None:
             return []
         lowest = cheapest(arrays, 0, solver=solver, clock=clock)
-        ends = [float(arrays.totals(choice)[0] + arrays.constant[0]) for choice in (lowest, dearest.choice)]
+        ends = [float(arrays.amounts(choice)[0]) for choice in (lowest, dearest.choice)]
         asked = np.unique(_evenly(ends[0], max(ends), points)).tolist()
     smallest = smallest_positive(arrays.loss)
     found: list[FrontPoint] = []

@@ -8,10 +8,13 @@ import numpy as np
 
 from search.allocation.arrays import Arrays, Edges, Floats, Ints
 from search.allocation.core import Clock
+from search.allocation.curve import STRAIGHT
 from search.allocation.problem import Infeasible
 from search.allocation.solver import Program, run
 
 BINDING_GROUPS = 10
+_TANGENTS = 4
+"""How often curves are replaced by their tangents at the factor found before; two are enough for small bends."""
 
 
 def cheapest(arrays: Arrays, row: int, *, solver: str, clock: Clock, sign: float = 1.0) -> Ints:
@@ -31,19 +34,28 @@ def cheapest(arrays: Arrays, row: int, *, solver: str, clock: Clock, sign: float
 def least_relaxation(arrays: Arrays, *, solver: str, clock: Clock) -> tuple[float, Ints]:
     """The least factor on all budgets together that some selection meets, and that selection.
 
-    inf when a budget of zero is exceeded: no factor helps. Proven least unless the clock ends first.
+    inf when a budget of zero is exceeded: no factor helps. Proven least unless the clock ends first; with curves, which
+    are straight lines to the program, as long as these meet them where they were drawn.
     """
-    first = cheapest(arrays, 0, solver=solver, clock=clock)
-    if len(arrays.resources) > 1:
-        first = _least_growth(
-            arrays, arrays.cost, arrays.edges, arrays.constant, arrays.budget, solver, clock, _balanced(arrays)
-        )
-    return relaxation_of(arrays, first), first
+    if len(arrays.resources) == 1:
+        first = cheapest(arrays, 0, solver=solver, clock=clock)
+        return relaxation_of(arrays, first), first
+    factor, choice = 1.0, _balanced(arrays)
+    for _ in range(_TANGENTS):
+        at = factor * arrays.budget
+        slopes = [curve.slope(each) for curve, each in zip(arrays.curves, at.tolist(), strict=True)]
+        growth = arrays.budget * np.array(slopes)
+        constant = arrays.constant + factor * growth - arrays.summed(at)
+        choice = _least_growth(arrays, arrays.cost, arrays.edges, constant, growth, solver, clock, choice)
+        before, factor = factor, relaxation_of(arrays, choice)
+        if set(arrays.curves) == {STRAIGHT} or not math.isfinite(factor) or math.isclose(before, factor, rel_tol=1e-6):
+            break
+    return factor, choice
 
 
 def relaxation_of(arrays: Arrays, choice: Ints) -> float:
     """The factor on all budgets that this selection needs."""
-    total = arrays.totals(choice) + arrays.constant
+    total = arrays.amounts(choice)
     worst = -math.inf
     for used, budget in zip(total.tolist(), arrays.budget.tolist(), strict=True):
         if budget > 0:
@@ -98,7 +110,7 @@ def reachable(arrays: Arrays, *, solver: str, clock: Clock) -> dict[str, float]:
     least: dict[str, float] = {}
     for k, resource in enumerate(arrays.resources):
         choice = cheapest(arrays, k, solver=solver, clock=clock)
-        least[resource] = float(arrays.totals(choice)[k] + arrays.constant[k])
+        least[resource] = float(arrays.amounts(choice)[k])
     return least
 
 

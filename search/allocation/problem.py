@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from search.allocation.curve import Curve
 from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 
 
@@ -66,7 +67,8 @@ class AllocationProblem:
 
     `constants` are costs every allocation pays (layers outside, the latency fit's intercept). `budgets` are absolute
     upper bounds per resource. `pins` fix a group (by any of its layers' names, or its own) to a precision.
-    Costs may be negative per choice (a fit may scale them), totals are what budgets bound.
+    Costs may be negative per choice (a fit may scale them), totals are what budgets bound. The total of a resource that
+    has a curve is what the curve makes of the sum of its costs; every total here and in answers has been through it.
     """
 
     groups: tuple[Group, ...]
@@ -75,6 +77,7 @@ class AllocationProblem:
     boundaries: tuple[Boundary, ...] = ()
     pins: Mapping[str, str] = field(default_factory=dict)
     interactions: Quadratic | None = None
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

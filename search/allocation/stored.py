@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from search.allocation.arrays import check
+from search.allocation.curve import Curve
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group, Quadratic
 from search.domain import INT8_DOMAIN
 from search.errors import BadSubmission
@@ -49,6 +50,7 @@ def problem_to_json(problem: AllocationProblem) -> dict[str, Any]:
             for edge in problem.boundaries
         ],
         "pins": dict(problem.pins),
+        "curves": {name: vars(curve) for name, curve in problem.curves.items()},
         "interactions": None
         if problem.interactions is None
         else {
@@ -108,6 +110,8 @@ def _read(data: Mapping[str, Any]) -> AllocationProblem:
             for edge in data["boundaries"]
         ),
         pins=dict(data["pins"]),
+        # Problems stored before latency had a curve have none.
+        curves={name: Curve(**_numbers(curve)) for name, curve in data.get("curves", {}).items()},
         interactions=None
         if interactions is None
         else Quadratic(

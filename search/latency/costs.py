@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kernels.precision import FP32
+from search.allocation.curve import STRAIGHT, Curve
 from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 from search.groups import LayerGroup
 from search.latency.fit import LatencyFit
@@ -26,7 +27,7 @@ class BoundaryCost:
 class LatencyCosts:
     """What an allocation problem needs to bound latency: every number in microseconds.
 
-    An allocation costs `constant_us` + its `choices` + the boundaries its `domains` make, which is
+    An allocation costs what `curve` makes of `constant_us` + its `choices` + the boundaries its `domains` make; that is
     `LatencyFit.predict`. Both mappings are keyed by (group name, precision name) and list full precision too. `caveat`
     is the fit's: a sentence for every answer that rests on estimates, empty for measured ones.
     """
@@ -35,6 +36,7 @@ class LatencyCosts:
     choices: Mapping[tuple[str, str], float]
     domains: Mapping[tuple[str, str], str]
     boundaries: tuple[BoundaryCost, ...]
+    curve: Curve = STRAIGHT
     caveat: str = ""
 
 
@@ -66,6 +68,7 @@ def latency_costs(fit: LatencyFit, groups: Sequence[LayerGroup]) -> LatencyCosts
         choices=choices,
         domains=domains,
         boundaries=_boundaries(fit, group_of),
+        curve=coefficients.curve,
         caveat=fit.caveat,
     )
 

@@ -20,7 +20,7 @@ from search.latency.coefficients import (
 )
 from search.latency.terms import LatencyTerms
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 LEAST_RUNS_ABOVE_CLASSES = 3
 """A run more than one mean scale per kernel class, the intercept and the price of a conversion."""
 

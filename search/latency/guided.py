@@ -59,6 +59,7 @@ def drawn_problem(groups: Sequence[LayerGroup], fit: LatencyFit, generator: rand
         boundaries=tuple(
             Boundary(LATENCY, edge.first, edge.second, edge.cost_us, edge.domain) for edge in costs.boundaries
         ),
+        curves={LATENCY: costs.curve},
     )
 
 

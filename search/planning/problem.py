@@ -36,6 +36,7 @@ def build_problem(
         boundaries=_boundaries(costs),
         pins=dict(pins or {}),
         interactions=_interactions(sensitivity, offered),
+        curves={} if costs.latency is None else {LATENCY: costs.latency.curve},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -254,10 +254,7 @@ def _reasons(problem: AllocationProblem, evaluation: TargetEvaluation, precision
         for resource, limit in evaluation.solved["limits"].items()
         if row.split("@")[0] == (LATENCY if resource == "latency_ms" else resource)
     }
-    bounded = AllocationProblem(
-        problem.groups, budgets, problem.constants, problem.boundaries, problem.pins, problem.interactions
-    )
-    return explain(bounded, by_group, totals)
+    return explain(replace(problem, budgets=budgets), by_group, totals)
 
 
 def _standard_error(sensitivity: Sensitivity, group: str, precision: str) -> float | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
 from search.domain import FLOAT_DOMAIN
 
+Change = Callable[[Group, Choice], dict[str, float]]
 PREFIXES = ("", "k", "M", "G", "T")
 UNITS = {
     "latency_us": ("s", ("µ", "m", "")),
@@ -34,6 +35,17 @@ def explain(problem: AllocationProblem, precisions: Mapping[str, str], costs: Ma
         if boundary.second is not None:
             edges[boundary.second].append(boundary)
     slack = {resource: limit - costs[resource] for resource, limit in problem.budgets.items()}
+
+    def change(group: Group, other: Choice) -> dict[str, float]:
+        """Change of every resource's total when `group` takes `other` instead."""
+        summed = _summed_change(group, other, chosen, edges[group.name])
+        return {
+            resource: value
+            if (curve := problem.curves.get(resource)) is None or value == 0
+            else curve.total(curve.summed(costs[resource]) + value) - costs[resource]
+            for resource, value in summed.items()
+        }
+
     reasons = {}
     for group in problem.groups:
         if group.name in pinned:
@@ -44,14 +56,11 @@ def explain(problem: AllocationProblem, precisions: Mapping[str, str], costs: Ma
         elif len(group.choices) == 1:
             reasons[group.name] = "the only precision this profile runs for it"
         else:
-            reasons[group.name] = _explain_group(group, chosen, edges[group.name], slack)
+            reasons[group.name] = _explain_group(group, chosen[group.name], change, slack)
     return reasons
 
 
-def _explain_group(
-    group: Group, chosen: Mapping[str, Choice], edges: list[Boundary], slack: Mapping[str, float]
-) -> str:
-    current = chosen[group.name]
+def _explain_group(group: Group, current: Choice, change: Change, slack: Mapping[str, float]) -> str:
     parts = []
     if current.loss == 0:
         parts.append("loses nothing here")
@@ -59,13 +68,13 @@ def _explain_group(
         parts.append(f"adds {current.loss:.2g} to the loss")
     better = min((c for c in group.choices if c.loss < current.loss), key=lambda c: c.loss, default=None)
     if better is not None:
-        parts.append(_explain_better(better, current, _cost_change(group, better, chosen, edges), slack))
-    saving = {c.precision: _cost_change(group, c, chosen, edges) for c in group.choices if c.loss > current.loss}
+        parts.append(_explain_better(better, current, change(group, better), slack))
+    saving = {c.precision: change(group, c) for c in group.choices if c.loss > current.loss}
     if saving:
         name = min(saving, key=lambda precision: _choice(group, precision).loss)
         lost = _choice(group, name).loss - current.loss
         saved = [
-            _amount(-change, resource) for resource, change in saving[name].items() if change < 0 and resource in slack
+            _amount(-value, resource) for resource, value in saving[name].items() if value < 0 and resource in slack
         ]
         if saved:
             parts.append(f"{name} would save {' and '.join(saved)} but lose {lost:.2g} more")
@@ -86,8 +95,10 @@ def _explain_better(better: Choice, current: Choice, change: Mapping[str, float]
     return f"{better.precision} would lose {gain:.2g} less alone and fits; interactions or the gap outweigh it"
 
 
-def _cost_change(group: Group, other: Choice, chosen: Mapping[str, Choice], edges: list[Boundary]) -> dict[str, float]:
-    """Change of every resource's total when `group` takes `other` instead, boundary costs included."""
+def _summed_change(
+    group: Group, other: Choice, chosen: Mapping[str, Choice], edges: list[Boundary]
+) -> dict[str, float]:
+    """Change of every resource's sum of costs when `group` takes `other` instead, boundary costs included."""
     current = chosen[group.name]
     change: dict[str, float] = defaultdict(float)
     for resource in current.costs.keys() | other.costs.keys():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from search.allocation import AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.allocation import AllocationProblem, Boundary, Choice, Curve, Group, Quadratic
 
 PRECISIONS = ("fp32", "w8a8", "w4a8", "w4a16", "w2a16")
 DOMAINS = {"fp32": "float", "w8a8": "int8", "w4a8": "int8", "w4a16": "float", "w2a16": "half"}
@@ -62,6 +62,8 @@ def enumerate_all(problem: AllocationProblem) -> Every:
         other = "float" if boundary.second is None else domains[:, position[boundary.second]]
         inside = domains[:, position[boundary.first]] == boundary.domain
         totals[boundary.resource] += boundary.cost * (inside != (other == boundary.domain))
+    for name, curve in problem.curves.items():
+        totals[name] = _curved(totals[name], curve.bend, curve.scale)
     if problem.interactions is not None:
         keys, matrix = problem.interactions.keys, problem.interactions.matrix
         present = np.stack([taken[:, position[name]] == precision for name, precision in keys], axis=1).astype(float)
@@ -69,6 +71,15 @@ def enumerate_all(problem: AllocationProblem) -> Every:
         losses += np.einsum("ni,ij,nj->n", present, off_diagonal, present)
     assert rows.size
     return Every(selections, losses, totals)
+
+
+def _curved(summed: np.ndarray, bend: float, scale: float) -> np.ndarray:
+    """A positive bend adds bend x sum^2 / scale; a negative one is what such a curve makes this sum of."""
+    size = np.abs(summed)
+    if bend > 0:
+        return np.sign(summed) * (size + bend * size**2 / scale)
+    share = -bend / scale
+    return np.sign(summed) * (np.sqrt(1 + 4 * share * size) - 1) / (2 * share)
 
 
 def random_problem(
@@ -80,7 +91,7 @@ def random_problem(
     resources: int | None = None,
     tightness: float | None = None,
 ) -> AllocationProblem:
-    """A small problem with ties, sometimes pins, constants, boundaries of both signs and several budgets."""
+    """A small problem with ties, sometimes pins, constants, boundaries of both signs, several budgets, curves."""
     rng = np.random.default_rng(seed)
     count = groups if groups is not None else int(rng.integers(2, 9 if not interactions else 7))
     kinds = resources if resources is not None else int(rng.integers(1, 4))
@@ -125,8 +136,14 @@ def random_problem(
         )
         quadratic = Quadratic(tuple(keys), factors @ factors.T)
     constants = {names[0]: float(rng.random())} if rng.random() < 0.5 else {}
-    free = AllocationProblem(tuple(made), {}, constants, tuple(edges), pins, quadratic)
+    bends = np.random.default_rng([seed, 1])
+    curves = {
+        name: Curve(float(bends.choice([-1, 1]) * bends.uniform(0.02, 0.4)), float(bends.uniform(1.0, 20.0)))
+        for name in names
+        if bends.random() < 0.3
+    }
+    free = AllocationProblem(tuple(made), {}, constants, tuple(edges), pins, quadratic, curves)
     every = enumerate_all(free)
     tight = tightness if tightness is not None else float(rng.uniform(0.0, 0.9))
     budgets = {name: float(np.quantile(every.totals[name], max(tight, 0.0))) for name in names}
-    return AllocationProblem(tuple(made), budgets, constants, tuple(edges), pins, quadratic)
+    return replace(free, budgets=budgets)

@@ -98,7 +98,9 @@ def test_asked_budgets_are_answered_each_by_the_best_within_it() -> None:
 def test_a_budget_on_the_resource_ends_the_front_and_constants_count() -> None:
     problem = random_problem(11, groups=6, boundaries=False, resources=1, tightness=0.5)
     (resource,) = problem.budgets
-    problem = replace(problem, constants={resource: 10.0}, budgets={resource: problem.budgets[resource] + 10.0})
+    problem = replace(
+        problem, constants={resource: 10.0}, budgets={resource: problem.budgets[resource] + 10.0}, curves={}
+    )
     points = pareto_front(problem, resource, points=10**6)
     assert 10.0 < points[0].cost
     assert points[-1].cost <= problem.budgets[resource]

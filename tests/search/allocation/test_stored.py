@@ -35,6 +35,13 @@ def test_an_infinite_budget_is_null_and_comes_back() -> None:
     assert solve(free) is not None
 
 
+def test_a_problem_of_the_time_before_curves_is_read() -> None:
+    problem = replace(random_problem(1), curves={})
+    written = problem_to_json(problem)
+    del written["curves"]
+    assert problem_from_json(written) == problem
+
+
 def change(data: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {**data, **fields}
 
@@ -47,6 +54,8 @@ def change(data: dict[str, Any], **fields: Any) -> dict[str, Any]:
         ("bad_problem", {"groups": [{"name": "g"}]}),
         ("bad_problem", {"budgets": {"t": "much"}}),
         ("bad_problem", {"interactions": {"keys": [["g"]], "matrix": [[1.0]]}}),
+        ("bad_problem", {"curves": {"t": {"bent": 0.1}}}),
+        ("bad_curve", {"curves": {"t": {"bend": 0.1, "scale": 0.0}}}),
         ("no_groups", {"groups": []}),
     ],
 )

@@ -13,6 +13,7 @@ from latency_graphs import cnn, profile
 from kernels.errors import NotMeasured
 from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
 from kernels.operating_point import OperatingPoint
+from search.allocation.curve import STRAIGHT, Curve
 from search.errors import NotEnoughData
 from search.groups import LayerGroup, group_layers
 from search.latency.assemblies import calibration_assemblies
@@ -28,12 +29,12 @@ UNFUSED_US = 4e-3
 CLASS_SCALES = {"fp32": 1.2, "w8a8": 1.6, "w8a8-dynamic": 1.1, "w4a16-g32": 1.4}
 
 
-def true_coefficients(terms: LatencyTerms, shape_spread: float = 0.0) -> Coefficients:
+def true_coefficients(terms: LatencyTerms, shape_spread: float = 0.0, curve: Curve = STRAIGHT) -> Coefficients:
     """The classes' scales, those of single shapes off by up to `shape_spread`."""
     generator = random.Random(5)
     shapes = {each: 1 + shape_spread * generator.uniform(-1, 1) for each in terms.kernel_shapes}
     scales = {each: CLASS_SCALES[each[0]] * off for each, off in shapes.items()}
-    return Coefficients(40.0, scales, 2e-3, SWITCH_US, UNFUSED_US)
+    return Coefficients(40.0, scales, 2e-3, SWITCH_US, UNFUSED_US, curve)
 
 
 def made_up_terms(head_us: float = 140.0) -> LatencyTerms:
@@ -62,10 +63,15 @@ def made_up_terms(head_us: float = 140.0) -> LatencyTerms:
 
 
 def made_up_runs(
-    terms: LatencyTerms, count: int, noise: float = 0.0, shape_spread: float = 0.0, seed: int = 1
+    terms: LatencyTerms,
+    count: int,
+    noise: float = 0.0,
+    shape_spread: float = 0.0,
+    seed: int = 1,
+    curve: Curve = STRAIGHT,
 ) -> list[EndToEndRun]:
     graph, _ = cnn()
-    true = true_coefficients(terms, shape_spread)
+    true = true_coefficients(terms, shape_spread, curve)
     generator = random.Random(7)
     runs = []
     for assembly in calibration_assemblies(group_layers(graph), terms, count=count, seed=seed):
@@ -96,6 +102,19 @@ def test_twenty_noisy_runs_predict_others_with_scales_per_shape() -> None:
     errors = [found.predict_us(terms, run.precisions) / run.median_us - 1 for run in fresh]
     assert float(np.mean(np.abs(errors))) < 0.01
     assert float(np.max(np.abs(errors))) < 0.04
+
+
+@pytest.mark.parametrize("bend", [-0.2, 0.3])
+def test_a_bend_is_found_and_needs_no_others_help(bend: float) -> None:
+    terms = made_up_terms()
+    curve = Curve(bend, 1000.0)
+    runs = made_up_runs(terms, 60, curve=curve)
+    found = solve_coefficients(terms, runs, noise=1e-6)
+    assert found.curve.bend / found.curve.scale == pytest.approx(bend / 1000.0, rel=1e-3)
+    for run in made_up_runs(terms, 40, seed=2, curve=curve):
+        assert found.predict_us(terms, run.precisions) == pytest.approx(run.median_us, rel=1e-4)
+    straight = made_up_runs(terms, 60, noise=0.01)
+    assert abs(solve_coefficients(terms, straight).curve.bend) < 0.05
 
 
 def test_switches_are_counted_where_a_domain_begins() -> None:
@@ -176,7 +195,8 @@ def test_a_kernel_that_one_run_alone_used_cannot_be_left_out() -> None:
 def test_costs_add_up_to_the_prediction() -> None:
     terms = made_up_terms()
     graph, _ = cnn()
-    fit = fitted(terms, made_up_runs(terms, 16, noise=0.01))
+    fit = fitted(terms, made_up_runs(terms, 16, noise=0.01, curve=Curve(0.2, 1000.0)))
+    assert fit.coefficients.curve.bend > 0.01
     groups = group_layers(graph, extra_ties=[("down", "side")])
     costs = latency_costs(fit, groups)
     group_of = {layer: group.name for group in groups for layer in group.layers}
@@ -191,7 +211,7 @@ def test_costs_add_up_to_the_prediction() -> None:
             other = "float" if edge.second is None else domain[edge.second]
             total += edge.cost_us * ((domain[edge.first] == edge.domain) != (other == edge.domain))
         precisions = {layer: taken[name] for layer, name in group_of.items() if taken[name] != "fp32"}
-        assert total == pytest.approx(fit.predict(precisions), rel=1e-9)
+        assert costs.curve.total(total) == pytest.approx(fit.predict(precisions), rel=1e-9)
 
 
 def test_a_layer_outside_every_group_is_part_of_the_constant() -> None:

@@ -1,5 +1,6 @@
 """The words name the resource that binds, the layer's alternatives and pins."""
 
+from search.allocation.curve import Curve
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
 from search.report.reasons import explain
 
@@ -27,6 +28,16 @@ def test_boundary_costs_count_in_what_a_change_would_cost() -> None:
     problem = AllocationProblem((group("a", 0.1, 300), group("b", 0.2, 300)), {"latency_us": 10.0}, boundaries=(edge,))
     reasons = explain(problem, {"a": "w8a8", "b": "w8a8"}, {"size_bytes": 200.0, "latency_us": 8.0})
     assert "costs 56 µs where 2 µs are left" in reasons["a"]
+
+
+def test_what_a_change_would_cost_follows_the_curve_of_the_sum() -> None:
+    curve = Curve(1.0, 16.0)
+    problem = AllocationProblem(
+        (group("a", 0.1, 300), group("b", 0.2, 300)), {"latency_us": 20.0}, curves={"latency_us": curve}
+    )
+    # Sums of 8 and 14 amount to 12 and 26.25.
+    reasons = explain(problem, {"a": "w8a8", "b": "w8a8"}, {"size_bytes": 200.0, "latency_us": curve.total(8.0)})
+    assert "costs 14.2 µs where 8 µs are left" in reasons["a"]
 
 
 def test_layers_left_in_full_precision_by_what_they_share_are_told() -> None:
