@@ -54,13 +54,34 @@ Vector = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class EndToEndRun:
-    """One assembly, built, loaded and timed: median in microseconds with its bootstrap interval."""
+    """One assembly, built, loaded and timed: median in microseconds with its bootstrap interval.
+
+    Where it was loaded and timed several times, `timings` says how often, and the numbers are geometric means.
+    """
 
     name: str
     precisions: Mapping[str, str]
     median_us: float
     ci_low_us: float
     ci_high_us: float
+    timings: int = 1
+
+    def with_another(self, other: EndToEndRun) -> EndToEndRun:
+        """This run and another of the same assembly, each weighing as much as it has timings."""
+        count = self.timings + other.timings
+        share = other.timings / count
+
+        def mean(mine: float, others: float) -> float:
+            return float(mine ** (1 - share) * others**share)
+
+        return EndToEndRun(
+            self.name,
+            self.precisions,
+            mean(self.median_us, other.median_us),
+            mean(self.ci_low_us, other.ci_low_us),
+            mean(self.ci_high_us, other.ci_high_us),
+            count,
+        )
 
 
 @dataclass(frozen=True)

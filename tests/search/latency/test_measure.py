@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from kernels.stopwatch import CountedClock
 from search.latency.assemblies import CalibrationAssembly
 from search.latency.measure import NetworkTimer
 
-LAYERS = 12
+LAYERS = 40
 
 
 class Network(LoadedModel):
@@ -60,12 +61,24 @@ def expected_us(quantized: int) -> float:
 
 def test_new_runs_stand_at_the_pace_of_known_ones() -> None:
     device = Device()
-    known = device.timer().measure([assembly(count) for count in range(9)])
+    known = device.timer().measure([assembly(count) for count in range(18)])
     device.pace = 1.3
     device.loaded.clear()
-    every = device.timer().measure([assembly(2), assembly(9), assembly(9), assembly(10)], known)
-    assert [run.name for run in every] == [f"first {count}" for count in range(11)]
-    assert [run.median_us for run in every] == pytest.approx([expected_us(count) for count in range(11)])
-    assert len(device.loaded) == 8 + 2, "the anchors and what is new"
-    assert device.closed == 9 + 10
+    every = device.timer().measure([assembly(2), assembly(18), assembly(18), assembly(19)], known)
+    assert [run.name for run in every] == [f"first {count}" for count in range(20)]
+    assert [run.median_us for run in every] == pytest.approx([expected_us(count) for count in range(20)])
+    assert [run.timings for run in every] == [2] * 16 + [1] * 4
+    assert len(device.loaded) == 16 + 2, "the anchors and what is new"
+    assert device.closed == 18 + 18
     assert device.timer().measure([assembly(3)], every) == every
+
+
+def test_second_times_count_unless_one_of_the_two_was_disturbed() -> None:
+    device = Device()
+    known = device.timer().measure([assembly(count) for count in range(12)])
+    off = {2: 1.03, 5: 1.5}
+    known = [replace(run, median_us=off.get(index, 1.0) * run.median_us) for index, run in enumerate(known)]
+    every = device.timer().measure([assembly(18)], known)
+    assert every[2].median_us == pytest.approx(1.03**0.5 * expected_us(2), rel=2e-3)
+    assert every[2].timings == 2
+    assert every[5] == known[5]

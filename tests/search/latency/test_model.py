@@ -83,7 +83,8 @@ def test_a_poor_fit_takes_more_runs_and_keeps_the_ones_it_has(
     more = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit.runs
     few = measured.fit.runs
     assert model.is_good(measured.fit, 0.0) is False, "no fit is without any error"
-    assert more[: len(few)] == few
+    assert [(run.name, run.precisions) for run in more[: len(few)]] == [(run.name, run.precisions) for run in few]
+    assert more[0].timings > few[0].timings > 1
     assert len(more) >= len(few) + model.RUNS_PER_ROUND
     assert len({frozenset(run.precisions.items()) for run in more}) == len(more)
 
