@@ -37,7 +37,7 @@ Progress = Callable[[int, int, str], None]
 NOISE_RULES = ("min-max",)
 BYTE = 8
 """Narrower activations mix with nothing (`search.candidates.recipes`), so no fit is made of them unasked."""
-GOOD_MEANS, GOOD_MAX = (0.02, 0.02, 0.03), 0.10
+GOOD_MEANS, GOOD_MAX = (0.015, 0.018, 0.025), 0.10
 """Leave-one-out errors at which no more runs are taken; the mean before each further round."""
 RUNS_PER_ROUND = 8
 """How many more random assemblies are timed (and as many guided ones as ever) while errors are larger.
