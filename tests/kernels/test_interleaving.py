@@ -93,6 +93,19 @@ def test_blocks_whose_anchor_drifts_are_dropped_and_taken_again() -> None:
     assert found.timings["a"].samples == 15
 
 
+def test_long_turns_keep_the_blocks_whose_anchor_drifts() -> None:
+    bench = Bench()
+    protocol = Protocol(
+        warmup_calls=1, warmup_us=0.0, sample_us=1.0, min_samples=15, max_samples=15, block_rounds=5, long_turns=True
+    )
+    anchor = bench.arm("anchor", lambda call: 12.0 if call in range(9, 14) else 10.0)
+    found = interleave(
+        {"a": bench.arm("a", lambda _: 100.0)}, threads=1, protocol=protocol, clock=bench.clock, anchor=anchor
+    )
+    assert found.anchor_drift == pytest.approx(0.2)
+    assert (found.blocks, found.dropped_blocks, found.steady) == (3, 0, True)
+
+
 def test_a_machine_that_never_settles_is_measured_all_the_same_and_says_so() -> None:
     bench = Bench()
     protocol = Protocol(
