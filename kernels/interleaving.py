@@ -43,9 +43,10 @@ class Protocol:
 
     `sample_us` is the least length of a sample (short ops are called several times in it). Sampling of an arm ends
     when its interval's half width is at most `half_width` of the median, or after `arm_seconds`, never before
-    `min_samples`. `drift_limit` is the relative change of the anchor that drops a block of short turns.
-    With `long_turns` an arm's samples of a block follow one another, after `untimed_calls`: a whole model whose weights
-    the other arms have just pushed out of the caches needs several calls until it runs at the pace it keeps in service.
+    `min_samples`. `drift_limit` is the relative change of the anchor that drops a block (`block_rounds` rounds) of
+    short turns. With `long_turns` an arm's samples of a block follow one another, after `untimed_calls`: a whole model
+    whose weights the other arms have just pushed out of the caches needs several calls until it runs at the pace it
+    keeps in service.
     """
 
     warmup_calls: int = 3

@@ -19,6 +19,7 @@ from kernels.registry import backend_for, load_profile
 from search.errors import BadSubmission
 from search.graph import Graph
 from search.latency import model
+from search.latency.assemblies import CalibrationAssembly
 from search.latency.coefficients import EndToEndRun
 from search.latency.guided import SHARES
 from search.latency.measure import NetworkTimer
@@ -79,14 +80,38 @@ def test_a_poor_fit_takes_more_runs_and_keeps_the_ones_it_has(
     measured: MeasuredModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = load_profile("fake")
-    monkeypatch.setattr(model, "GOOD_MEANS", (0.0, 0.0))
-    more = measure_model(small_graph(), profile, backend_for(profile), OperatingPoint(), table=measured.table).fit.runs
-    few = measured.fit.runs
+
+    def runs(good_means: tuple[float, ...]) -> tuple[EndToEndRun, ...]:
+        monkeypatch.setattr(model, "GOOD_MEANS", good_means)
+        backend = backend_for(profile)
+        return measure_model(small_graph(), profile, backend, OperatingPoint(), table=measured.table).fit.runs
+
+    few, more = runs(()), runs((0.0, 0.0))
     assert model.is_good(measured.fit, 0.0) is False, "no fit is without any error"
     assert [(run.name, run.precisions) for run in more[: len(few)]] == [(run.name, run.precisions) for run in few]
     assert more[0].timings > few[0].timings > 1
     assert len(more) >= len(few) + model.RUNS_PER_ROUND
     assert len({frozenset(run.precisions.items()) for run in more}) == len(more)
+
+
+def test_what_a_fit_chose_is_compared_with_what_it_said_before(measured: MeasuredModel) -> None:
+    fit = measured.fit
+    known = {frozenset(run.precisions.items()) for run in fit.runs}
+    layers = [layer for layer in fit.terms.layers if "w8a8" in fit.terms.offered(layer)]
+    chosen = next(
+        CalibrationAssembly("chosen", plan)
+        for count in range(1, len(layers))
+        if frozenset((plan := dict.fromkeys(layers[:count], "w8a8")).items()) not in known
+    )
+
+    def timed(share: float) -> list[EndToEndRun]:
+        us = share * fit.predict(chosen.precisions)
+        return [*fit.runs, EndToEndRun(chosen.name, chosen.precisions, us, us, us)]
+
+    assert model.foresaw(fit, [chosen], timed(1.01), 0.015)
+    assert not model.foresaw(fit, [chosen], timed(1.02), 0.015)
+    seen = CalibrationAssembly("seen", fit.runs[3].precisions)
+    assert model.foresaw(fit, [seen], fit.runs, 0.0), "a run of the fit itself says nothing"
 
 
 def test_a_run_that_the_others_contradict_is_timed_again(
