@@ -1,7 +1,6 @@
 """Which candidate each layer gets: the integer linear program, its bound, the Pareto front, interactions."""
 
 from search.allocation.allocate import reachable_range, solve
-from search.allocation.curve import Curve
 from search.allocation.front import best_within, pareto_front, whole_front
 from search.allocation.problem import (
     Allocation,
@@ -20,7 +19,6 @@ __all__ = [
     "AllocationProblem",
     "Boundary",
     "Choice",
-    "Curve",
     "FrontPoint",
     "Group",
     "Infeasible",

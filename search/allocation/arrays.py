@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from search.allocation.curve import STRAIGHT, Curve
 from search.allocation.problem import AllocationProblem, Choice
+from search.curve import STRAIGHT, Curve
 from search.domain import FLOAT_DOMAIN
 from search.errors import BadSubmission
 

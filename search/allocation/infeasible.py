@@ -8,9 +8,9 @@ import numpy as np
 
 from search.allocation.arrays import Arrays, Edges, Floats, Ints
 from search.allocation.core import Clock
-from search.allocation.curve import STRAIGHT
 from search.allocation.problem import Infeasible
 from search.allocation.solver import Program, run
+from search.curve import STRAIGHT
 
 BINDING_GROUPS = 10
 _TANGENTS = 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from search.allocation.curve import Curve
+from search.curve import Curve
 from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 
 

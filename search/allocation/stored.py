@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from search.allocation.arrays import check
-from search.allocation.curve import Curve
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.curve import Curve
 from search.domain import INT8_DOMAIN
 from search.errors import BadSubmission
 

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from kernels.errors import NotMeasured
-from search.allocation.curve import STRAIGHT, Curve
+from search.curve import STRAIGHT, Curve
 from search.latency.terms import KernelShape, LatencyTerms
 
 NOISE = 0.015

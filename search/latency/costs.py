@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kernels.precision import FP32
-from search.allocation.curve import STRAIGHT, Curve
+from search.curve import STRAIGHT, Curve
 from search.domain import FLOAT_DOMAIN, INT8_DOMAIN
 from search.groups import LayerGroup
 from search.latency.fit import LatencyFit

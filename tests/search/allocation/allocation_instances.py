@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from search.allocation import AllocationProblem, Boundary, Choice, Curve, Group, Quadratic
+from search.allocation import AllocationProblem, Boundary, Choice, Group, Quadratic
+from search.curve import Curve
 
 PRECISIONS = ("fp32", "w8a8", "w4a8", "w4a16", "w2a16")
 DOMAINS = {"fp32": "float", "w8a8": "int8", "w4a8": "int8", "w4a16": "float", "w2a16": "half"}

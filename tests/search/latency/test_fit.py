@@ -13,7 +13,7 @@ from latency_graphs import cnn, profile
 from kernels.errors import NotMeasured
 from kernels.latency_table import LatencyRow, LatencyTable, RowScope, RowStatus
 from kernels.operating_point import OperatingPoint
-from search.allocation.curve import STRAIGHT, Curve
+from search.curve import STRAIGHT, Curve
 from search.errors import NotEnoughData
 from search.groups import LayerGroup, group_layers
 from search.latency.assemblies import calibration_assemblies

@@ -1,7 +1,7 @@
 """The words name the resource that binds, the layer's alternatives and pins."""
 
-from search.allocation.curve import Curve
 from search.allocation.problem import AllocationProblem, Boundary, Choice, Group
+from search.curve import Curve
 from search.report.reasons import explain
 
 

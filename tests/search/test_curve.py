@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from search.allocation import Curve
+from search.curve import Curve
 
 BENDS = (-3.0, -0.2, -1e-12, 0.0, 1e-12, 0.05, 0.4, 2.0)
 SUMS = (-80.0, -1e-3, 0.0, 1e-9, 0.7, 12.5, 90.0, 1e6)
