@@ -27,7 +27,7 @@ fits to four rounds left 1.8 % with eight, 1.65 % with sixteen and 1.6 % with th
 _AGREED = 0.06
 """Second times of a run that are further off say that one of the two was disturbed; which, the fit will tell."""
 END_TO_END = Protocol(
-    long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=2.0, max_samples=120
+    long_turns=True, untimed_calls=6, block_rounds=3, sample_us=2_000.0, arm_seconds=2.0, max_samples=90
 )
 """How whole models are timed: at the pace that they keep in service; short ones in samples of several calls. After
 gigabytes of other models had run, 40 MB of weights took five to six calls to come back into the shared cache."""
