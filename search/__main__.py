@@ -31,7 +31,7 @@ from kernels.registry import backend_for, load_profile
 from search.artifact.audit import audit_file
 from search.errors import BadSubmission, SearchError
 from search.latency.model import measure_model
-from search.onnx_import import load_graph
+from search.onnx_import import external_files, load_graph
 from search.pipeline import STAGES
 from search.study import parse_study, require_goals
 
@@ -52,10 +52,15 @@ def run(
     model: Annotated[Path, typer.Argument(help="The ONNX file.")],
     data: Annotated[Path | None, typer.Option(help="Samples: .npz or .safetensors named after the inputs.")] = None,
     hardware: Annotated[list[str] | None, typer.Option(help="Hardware profile; may be given several times.")] = None,
-    latency: Annotated[str | None, typer.Option(help='Latency budget: milliseconds or "0.6x".')] = None,
-    size: Annotated[str | None, typer.Option(help='Size budget: bytes or "0.3x".')] = None,
-    bops: Annotated[str | None, typer.Option(help="Bit-operations budget.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Peak memory budget in bytes.")] = None,
+    latency: Annotated[
+        str | None,
+        typer.Option(
+            help="Latency budget: milliseconds, 0.6x of full precision, or relative:0.5 of what can be reached."
+        ),
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="Size budget: bytes, 0.3x or relative:0.5.")] = None,
+    bops: Annotated[str | None, typer.Option(help="Budget of bit operations, 0.3x or relative:0.5.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Budget of peak memory: bytes, 0.6x or relative:0.5.")] = None,
     accuracy_drop: Annotated[float | None, typer.Option(help="Instead of budgets: accuracy that may be lost.")] = None,
     max_loss: Annotated[float | None, typer.Option(help="Instead of budgets: the fastest within this loss.")] = None,
     batch: Batch = None,
@@ -75,7 +80,7 @@ def run(
 ) -> None:
     """Search one model to its verdict: scan, measure, solve, build, run, choose."""
     asked = {"latency_ms": latency, "size_bytes": size, "bops": bops, "peak_memory_bytes": memory}
-    budgets = {resource: value for resource, value in asked.items() if value is not None}
+    budgets = {resource: _limit(text) for resource, text in asked.items() if text is not None}
     target: dict[str, Any] = {
         "operating_point": {"batch": batch, "threads": threads, "dims": _pairs(dims or [], int, "number")},
         "budgets": budgets,
@@ -194,11 +199,21 @@ def _copy_inputs(model: Path, data: Path | None, folder: Path) -> None:
         if not path.is_file():
             raise BadSubmission(f"there is no file {path}", hint="check the path", code="file_missing")
     shutil.copyfile(model, folder / "model.onnx")
-    for external in model.parent.glob(f"{model.name}*"):
-        if external != model and external.is_file():
-            shutil.copyfile(external, folder / external.name)
+    for location in external_files(model):
+        if (model.parent / location).is_file():
+            (folder / location).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(model.parent / location, folder / location)
     if data is not None:
         shutil.copyfile(data, folder / f"dataset{data.suffix}")
+
+
+def _limit(text: str) -> object:
+    """A budget's value from the command line: `relative:0.5`, or what `parse_budget` reads from text."""
+    kind, colon, fraction = text.partition(":")
+    try:
+        return {kind: float(fraction)} if colon else text
+    except ValueError:
+        return text
 
 
 def _declaration(text: str) -> dict[str, Any]:

@@ -87,17 +87,18 @@ def cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def limit_of(text: str) -> float | str:
-    """A budget as the server reads it: a number, or `0.6x`."""
+def limit_of(text: str) -> float | str | dict[str, float]:
+    """A budget as the server reads it, from a number, `0.6x` or `relative:0.5`."""
+    kind, colon, fraction = text.partition(":")
     try:
-        return float(text)
+        return {kind: float(fraction)} if colon else float(text)
     except ValueError:
         return text
 
 
 def budgets_of(
     latency: str | None, size: str | None, bops: str | None, peak_memory: str | None
-) -> dict[str, float | str]:
+) -> dict[str, float | str | dict[str, float]]:
     asked = {"latency_ms": latency, "size_bytes": size, "bops": bops, "peak_memory_bytes": peak_memory}
     return {resource: limit_of(text) for resource, text in asked.items() if text is not None}
 

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 
 from search.errors import BadSubmission
@@ -93,6 +94,28 @@ def load_external_data(model: onnx.ModelProto, folder: Path, limits: Limits) -> 
     return (
         hashlib.sha256("".join(f"{k}:{v};" for k, v in sorted(digests.items())).encode()).hexdigest() if digests else ""
     )
+
+
+def external_files(path: Path) -> list[str]:
+    """Locations of the external data that a file asks for, relative to its folder; none when it is not a model.
+
+    Raises `BadSubmission` with `external_data_escapes`, as `load_external_data` does.
+    """
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError:
+        return []
+    locations = {
+        entry.value: tensor.name
+        for tensor in tensors_of(model)
+        if tensor.data_location == TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for location, tensor in locations.items():
+        _inside(path.parent, location, tensor)
+    return sorted(locations)
 
 
 def _inside(folder: Path, location: str, tensor: str) -> Path:

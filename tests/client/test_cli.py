@@ -69,12 +69,15 @@ def test_exit_statuses(study: Study, status: int) -> None:
 def test_submit_watch_front_download(
     http: httpx.Client, model_file: Path, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
-    sent = cli(
-        http, "submit", str(model_file), "--hardware", "tiny-cpu", "--latency", "0.6x", "--size", "9e5", "--json"
-    )
+    budgets = "--latency 0.6x --size 9e5 --bops relative:0.5".split()
+    sent = cli(http, "submit", str(model_file), "--hardware", "tiny-cpu", *budgets, "--json")
     assert sent.returncode == 0, sent.stderr
     study = json.loads(sent.stdout)
-    assert study["spec"]["targets"][0]["budgets"] == {"latency_ms": "0.6x", "size_bytes": 900000.0}
+    assert study["spec"]["targets"][0]["budgets"] == {
+        "latency_ms": "0.6x",
+        "size_bytes": 900000.0,
+        "bops": {"relative": 0.5},
+    }
     assert cli(http, "watch", study["id"], "--timeout", "0.2").returncode == 5
     assert cli(http, "front", study["id"]).returncode == 2
     front = [{"hardware": "tiny-cpu", "front": [{"cost": 1.5, "loss": 0.25, "precisions": {"a": "w4a8"}}]}]
@@ -103,7 +106,7 @@ def test_what_the_user_must_change_ends_with_2(http: httpx.Client, model_file: P
     assert cli(http, "submit", str(tmp_path / "none.onnx"), "--latency", "1").returncode == 2
     assert cli(http, "submit", str(model_file), "--dim", "sequence", "--latency", "1").returncode == 2
     assert cli(http, "submit", str(model_file), "--loss", "logits=softmax_kl:x", "--latency", "1").returncode == 2
-    assert cli(http, "submit", str(model_file), "--loss", "logits=softmax_kl:x", "--latency", "1").returncode == 2
+    assert cli(http, "submit", str(model_file), "--latency", "relative:half").returncode == 2
     assert cli(http, "nonsense").returncode == 2
 
 

@@ -36,6 +36,19 @@ def test_run_leaves_report_and_artifact(files: tuple[str, str], tmp_path: Path) 
     }
 
 
+def test_weights_in_any_file_beside_the_model(files: tuple[str, str], tmp_path: Path) -> None:
+    beside = tmp_path / "model" / "net.onnx"
+    beside.parent.mkdir()
+    onnx.save(onnx.load(files[0]), beside, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    asked = ["run", str(beside), "--data", files[1], "--hardware", "fake", "--size", "relative:0.5"]
+    done = run(app, [*asked, "--out", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 0, done.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["targets"][0]["budgets"][0]["asked"] == "size_bytes ≤ 0.5 of the reachable range"
+    (beside.parent / "weights.bin").unlink()
+    assert "external_data_missing" in run(app, asked).output
+
+
 def test_hardware_that_is_not_at_hand_is_estimated_on_request(files: tuple[str, str], tmp_path: Path) -> None:
     model, data = files
     asked = ["run", model, "--data", data, "--hardware", "a100", "--latency", "1x", "--out", str(tmp_path), "--json"]
@@ -58,6 +71,8 @@ def test_unreachable_budget_has_its_own_exit_status(files: tuple[str, str], tmp_
         (["run", "missing.onnx", "--size", "0.5x"], "file_missing"),
         (["run", "MODEL"], "bad_study"),
         (["run", "MODEL", "--latency", "fast"], "bad_budget"),
+        (["run", "MODEL", "--latency", "relative:1.5"], "bad_budget"),
+        (["run", "MODEL", "--latency", "relative:half"], "bad_budget"),
         (["run", "MODEL", "--size", "0.5x", "--hardware", "abacus"], "hardware_unknown"),
         (["run", "MODEL", "--size", "0.5x", "--hardware", "fake", "--pin", "nothing=w8a8"], "layer_unknown"),
         (["run", "MODEL", "--size", "0.5x", "--hardware", "fake", "--loss", "y=mse:7"], "loss_declaration_invalid"),
