@@ -23,10 +23,11 @@ from search.onnx_import import layer_bias
 from search.onnx_import.ops import OPS
 from search.onnx_import.ops.table import Call
 from search.quantizer.storage import has_int32_bias
+from search.simulation.fixed_batch import cut_padding
 from search.simulation.layer_output import LayerFunction, output_channel_axis, shaped_for_output
 from search.simulation.simulator import Arrays, Simulator
 from search.simulation.tensor_store import TensorStore
-from search.simulation.torch_simulator import TorchSimulator, compile_hooks, cut_padding, input_transform
+from search.simulation.torch_simulator import TorchSimulator, compile_hooks, input_transform
 
 Progress = Callable[[int, int], None]
 

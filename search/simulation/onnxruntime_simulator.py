@@ -20,6 +20,7 @@ from search.artifact.qdq import export_simulation, quantized_input_name
 from search.assembly import Assembly
 from search.errors import BadSubmission
 from search.graph import Graph
+from search.simulation.fixed_batch import joined, pieces
 from search.simulation.simulator import Arrays
 
 _ERROR_LEVEL = 3
@@ -40,7 +41,8 @@ class OnnxRuntimeSimulator:
     """A `search.simulation.simulator.Simulator` over ONNX Runtime sessions, one per assembly and set of kept tensors.
 
     Sessions share the submitted weights, so each costs little more than the layers it changes; the `sessions` used
-    last stay open. Not differentiable and without prefix sharing: every run starts at the inputs.
+    last stay open. Not differentiable and without prefix sharing: every run starts at the inputs. A fixed-batch graph
+    is run in pieces of that batch, as `TorchSimulator` does.
     """
 
     def __init__(self, graph: Graph, *, threads: int = 1, sessions: int = 64) -> None:
@@ -68,7 +70,11 @@ class OnnxRuntimeSimulator:
         computed = sorted({source for source in given.values() if source is not None})
         session = self._session(assembly, tuple(computed))
         wanted = [*outputs, *computed]
-        found = dict(zip(wanted, session.run(wanted, self._feed(inputs)), strict=True))
+        parts = [
+            (dict(zip(wanted, session.run(wanted, piece), strict=True)), real)
+            for piece, real in pieces(self._feed(inputs), self.graph.fixed_batch)
+        ]
+        found = joined(parts, self.graph.fixed_batch)
         kept = {
             name: found[source] if source is not None else np.asarray(inputs.get(name, self.graph.constants.get(name)))
             for name, source in given.items()

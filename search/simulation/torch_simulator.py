@@ -15,6 +15,7 @@ from search.graph import Graph, Layer
 from search.onnx_import import Program
 from search.quantizer.fake_quantize import Transform, activation_transform, static
 from search.quantizer.storage import has_int32_bias, round_int32_bias
+from search.simulation.fixed_batch import joined, pieces
 from search.simulation.layer_output import output_channel_axis, shaped_for_output
 from search.simulation.simulator import Arrays
 
@@ -126,9 +127,9 @@ class TorchSimulator:
         hooks = Hooks() if assembly is None else compile_hooks(self.graph, assembly, self.device)
         keep = [*keep]
         with torch.no_grad():
-            return _joined(
+            return joined(
                 [
-                    (self.program.run(piece, reads=hooks.reads, writes=hooks.writes, keep=keep), count)
+                    (_arrays(self.program.run(piece, reads=hooks.reads, writes=hooks.writes, keep=keep)), count)
                     for piece, count in self.pieces(inputs)
                 ],
                 self.graph.fixed_batch,
@@ -137,55 +138,28 @@ class TorchSimulator:
     def perturb(self, inputs: Arrays, assemblies: Iterable[Assembly]) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Graph outputs of each assembly in turn; one full forward, then each runs from its first changed node."""
         compiled = [compile_hooks(self.graph, assembly, self.device) for assembly in assemblies]
-        pieces = self.pieces(inputs)
+        cut = self.pieces(inputs)
         needed = frozenset[str]().union(*(self.program.live_after(hooks.start) for hooks in compiled))
         with torch.no_grad():
             known: list[Mapping[str, Tensor]] = [
-                {**piece, **self.program.run(piece, keep=needed - piece.keys())} for piece, _ in pieces
+                {**piece, **self.program.run(piece, keep=needed - piece.keys())} for piece, _ in cut
             ]
         for hooks in compiled:
             with torch.no_grad():
-                parts = [
-                    (
-                        self.program.run(piece, reads=hooks.reads, writes=hooks.writes, start=hooks.start, env=env),
-                        count,
-                    )
-                    for env, (piece, count) in zip(known, pieces, strict=True)
+                found = [
+                    self.program.run(piece, reads=hooks.reads, writes=hooks.writes, start=hooks.start, env=env)
+                    for env, (piece, _) in zip(known, cut, strict=True)
                 ]
-            yield _joined(parts, self.graph.fixed_batch)
+            parts = [(_arrays(outputs), real) for outputs, (_, real) in zip(found, cut, strict=True)]
+            yield joined(parts, self.graph.fixed_batch)
 
     def pieces(self, inputs: Arrays) -> list[tuple[dict[str, Tensor], int]]:
         """The chunk as tensors, cut to the graph's own batch, with the number of real samples in each piece."""
-        tensors = {name: torch.as_tensor(np.asarray(array), device=self.device) for name, array in inputs.items()}
-        batch = self.graph.fixed_batch
-        count = len(next(iter(tensors.values()))) if tensors else 0
-        if batch is None or count == batch:
-            return [(tensors, count)]
-        pieces = []
-        for first in range(0, count, batch):
-            piece = {name: tensor[first : first + batch] for name, tensor in tensors.items()}
-            real = min(batch, count - first)
-            if real < batch:
-                piece = {
-                    name: torch.cat([part, part[-1:].expand(batch - real, *part.shape[1:])])
-                    for name, part in piece.items()
-                }
-            pieces.append((piece, real))
-        return pieces
+        return [
+            ({name: torch.as_tensor(np.asarray(array), device=self.device) for name, array in piece.items()}, real)
+            for piece, real in pieces(inputs, self.graph.fixed_batch)
+        ]
 
 
-def _joined(parts: list[tuple[dict[str, Tensor], int]], batch: int | None) -> dict[str, np.ndarray[Any, Any]]:
-    if len(parts) == 1 and (batch is None or parts[0][1] == batch):
-        return {name: tensor.cpu().numpy() for name, tensor in parts[0][0].items()}
-    assert batch is not None
-    return {
-        name: np.concatenate([cut_padding(found[name], real, batch).cpu().numpy() for found, real in parts])
-        for name in parts[0][0]
-    }
-
-
-def cut_padding(tensor: Tensor, real: int, batch: int) -> Tensor:
-    """The rows of `real` samples out of `batch`: the leading axis is the batch, or the batch times something."""
-    if real == batch or tensor.ndim == 0 or tensor.shape[0] % batch:
-        return tensor.reshape(1) if tensor.ndim == 0 else tensor
-    return tensor[: tensor.shape[0] // batch * real]
+def _arrays(found: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: tensor.cpu().numpy() for name, tensor in found.items()}

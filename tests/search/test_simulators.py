@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from quantized_models import assemble, cnn, mlp, read, sample_inputs, tied_cnn, transformer, uniform
+from small_models import images, small_cnn
 
 from search.assembly import Assembly
 from search.errors import BadSubmission, UnsupportedOp
@@ -126,6 +127,20 @@ class TestEverySimulator:
         everywhere = replace(assembly, output_quantized=frozenset({"x"}))
         kept = made.run(inputs, everywhere, ["x"])["x"]
         assert 0 < np.abs(kept - inputs["x"]).max() <= assembly.quantizers["x"].scale
+
+    def test_a_fixed_batch_runs_any_number_of_samples(self, simulator: type[Simulator]) -> None:
+        fixed, free = simulator(small_cnn(batch=4)), simulator(small_cnn())  # type: ignore[call-arg]
+        assembly = assemble(fixed.graph, {"stem": "w8a8", "block1": "w4a8"})
+        for count in (1, 4, 8, 11):
+            data = images(count, seed=count)
+            for each in (None, assembly):
+                expected, found = (made.run(data, each, keep=["silu", "image"]) for made in (free, fixed))
+                assert expected.keys() == found.keys()
+                for name, values in expected.items():
+                    assert found[name].shape == values.shape
+                    np.testing.assert_allclose(found[name], values, atol=1e-5)
+            (perturbed,) = fixed.perturb(data, [assembly])
+            np.testing.assert_allclose(perturbed["logits"], free.run(data, assembly)["logits"], atol=1e-5)
 
 
 def test_onnxruntime_refuses_unknown_tensors_and_missing_inputs() -> None:

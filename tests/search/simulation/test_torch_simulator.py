@@ -115,21 +115,6 @@ def test_a_perturbed_run_starts_at_its_first_quantized_layer(finished):
     assert compile_hooks(graph, Assembly({}, {})).start == len(graph.nodes)
 
 
-def test_a_fixed_batch_runs_any_number_of_samples(finished):
-    fixed, free = TorchSimulator(small_cnn(batch=4)), finished["cnn"][0]
-    candidates = finished["cnn"][2]
-    for count in (1, 4, 8, 11):
-        data = images(count, seed=count)
-        for assembly in (None, assemble(fixed.graph, {"stem": "w8a8", "block1": "w4a8"}, candidates)):
-            expected = free.run(data, assembly, keep=["silu"])
-            found = fixed.run(data, assembly, keep=["silu"])
-            for name in ("logits", "silu"):
-                assert found[name].shape == expected[name].shape
-                np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
-            (perturbed,) = fixed.perturb(data, [assembly or Assembly({}, {})])
-            np.testing.assert_allclose(perturbed["logits"], expected["logits"], atol=1e-5)
-
-
 def test_a_dynamic_range_is_shared_by_the_batch(finished):
     simulator, _, candidates = finished["mlp"]
     assembly = assemble(simulator.graph, {"down": "w8a8-dynamic"}, candidates)
