@@ -99,7 +99,8 @@ def load_external_data(model: onnx.ModelProto, folder: Path, limits: Limits) -> 
 def external_files(path: Path) -> list[str]:
     """Locations of the external data that a file asks for, relative to its folder; none when it is not a model.
 
-    Raises `BadSubmission` with `external_data_escapes`, as `load_external_data` does.
+    Raises `BadSubmission` with `external_data_escapes` for a location that is absolute or climbs out. Links are the
+    caller's own and may be followed.
     """
     model = onnx.ModelProto()
     try:
@@ -114,11 +115,11 @@ def external_files(path: Path) -> list[str]:
         if entry.key == "location"
     }
     for location, tensor in locations.items():
-        _inside(path.parent, location, tensor)
+        _parts(location, tensor)
     return sorted(locations)
 
 
-def _inside(folder: Path, location: str, tensor: str) -> Path:
+def _parts(location: str, tensor: str) -> tuple[str, ...]:
     posix = PurePosixPath(location)
     climbs = ".." in posix.parts or ".." in PureWindowsPath(location).parts
     absolute = posix.is_absolute() or PureWindowsPath(location).drive or location.startswith("\\")
@@ -128,8 +129,12 @@ def _inside(folder: Path, location: str, tensor: str) -> Path:
             hint="external data must be a file beside the model, named without a folder",
             code="external_data_escapes",
         )
+    return posix.parts
+
+
+def _inside(folder: Path, location: str, tensor: str) -> Path:
     path = folder
-    for part in posix.parts:
+    for part in _parts(location, tensor):
         path = path / part
         if path.is_symlink():
             raise BadSubmission(
